@@ -1,0 +1,37 @@
+# `make demo` and `make test` need Python 3.11 and make, and set up everything else by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check interop bench clean
+
+demo: $(READY)
+	$(BIN)/iris-kv demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/deptry server
+	$(BIN)/iris-kv instructions check --strict instructions
+
+interop: $(READY)
+	$(BIN)/python -m tests.interop
+
+bench: $(READY)
+	$(BIN)/python benchmarks/startup.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .cache dist

@@ -1,0 +1,36 @@
+"""iris-kv: instructions on demand and a durable cache for LLM agents."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from iris_kv.errors import IrisError
+from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
+from iris_kv.model import SCOPES, Entry, EntryInfo, Page, Scope
+from iris_kv.policy import Principal
+from iris_kv.prompts import Prompt, PromptSelector
+from iris_kv.settings import Settings, load_settings
+from iris_kv.tokens import TokenCounter
+from iris_kv.workspace import Workspace, open_workspace
+
+__version__ = version("iris-kv")
+
+__all__ = [
+    "SCOPES",
+    "Entry",
+    "EntryInfo",
+    "Instruction",
+    "InstructionLibrary",
+    "InstructionSource",
+    "IrisError",
+    "Page",
+    "Principal",
+    "Prompt",
+    "PromptSelector",
+    "Scope",
+    "Settings",
+    "TokenCounter",
+    "Workspace",
+    "load_settings",
+    "open_workspace",
+]

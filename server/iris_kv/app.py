@@ -1,0 +1,92 @@
+"""Composition: a workspace, its background work and a server, over stdio."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+from mcp.server.stdio import stdio_server
+
+from iris_kv.errorlog import ErrorLog, error_log_path
+from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
+from iris_kv.location import Location, find_workspace
+from iris_kv.settings import Profile, Settings, load_settings
+from iris_kv.surfaces.mcp_server import IrisServer
+from iris_kv.workspace import SystemClock, Workspace
+
+_log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """What a server starts with, whatever is broken: `problem` then says why the store is not used."""
+
+    location: Location | None
+    settings: Settings
+    problem: IrisError | None
+
+
+def prepare(workspace: str | None, arguments: Mapping[str, object]) -> Start:
+    """Find the workspace and load its settings; what fails is answered by the store's tools, not by an exit."""
+    problem: IrisError | None = None
+    location: Location | None = None
+    try:
+        location = find_workspace(workspace, os.environ, Path.cwd())
+    except InvalidArgumentError as error:
+        problem = UnavailableError(error.wrong, error.allowed, error.todo)
+    try:
+        settings = load_settings(None if location is None else location.root, arguments)
+    except IrisError as error:
+        problem = UnavailableError(f"the configuration is broken: {error.wrong}", error.allowed, error.todo)
+        settings = _without_files(arguments)
+    return Start(location, settings, problem)
+
+
+def _without_files(arguments: Mapping[str, object]) -> Settings:
+    """Return the defaults with what the arguments say of the profile and the prompt, which need no files."""
+    settings = Settings()
+    profile = arguments.get("profile")
+    return Settings(profile=profile) if profile in ("standard", "full") else settings
+
+
+def configure_logging(level: str, workspace: str) -> None:
+    """Log as key=value to stderr, and keep errors for `doctor`; stdout belongs to the protocol."""
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setFormatter(
+        logging.Formatter("time=%(asctime)s level=%(levelname)s logger=%(name)s msg=%(message)s")
+    )
+    kept = ErrorLog(error_log_path(), workspace, SystemClock())
+    logging.basicConfig(level=level.upper(), handlers=[stderr, kept], force=True)
+
+
+async def serve_stdio(start: Start, profile: Profile | None = None) -> None:
+    """Serve MCP over stdin and stdout until the client closes them, or SIGTERM or SIGINT comes."""
+    workspace = Workspace(start.location, start.settings, face="mcp", problem=start.problem)
+    server = IrisServer(workspace, profile or start.settings.profile)
+    if start.problem is not None:
+        _log.error("serving instructions and prompts only: %s", start.problem)
+    _log.info("workspace=%r reason=%r", *_where(start.location))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(workspace.run_background)
+        tasks.start_soon(_exit_on_signal, workspace)
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+        tasks.cancel_scope.cancel()
+    await workspace.aclose()
+
+
+def _where(location: Location | None) -> tuple[str, str]:
+    return ("none", "none found") if location is None else (str(location.root), location.reason)
+
+
+async def _exit_on_signal(workspace: Workspace) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            await workspace.aclose()
+            # The thread that reads stdin cannot be cancelled, so a clean return would wait for a line.
+            os._exit(0)

@@ -1,0 +1,99 @@
+"""The verb config: the snippet that makes a client start the server, and where it goes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+import typer
+
+from iris_kv.cli.output import JsonOption, WorkspaceOption, fail, locate, note, show
+from iris_kv.errors import IrisError
+from iris_kv.location import VARIABLE
+
+clients = typer.Typer()
+
+NAME: Final = "iris-kv"
+
+
+class Client(StrEnum):
+    """The clients that `config` knows."""
+
+    claude_code = "claude-code"
+    claude_desktop = "claude-desktop"
+    vscode = "vscode"
+    cursor = "cursor"
+    zed = "zed"
+    windsurf = "windsurf"
+
+
+class _Place(NamedTuple):
+    file: str
+    table: str
+    extra: Mapping[str, object] = {}
+
+
+_PLACES: Final[Mapping[Client, _Place]] = {
+    Client.claude_code: _Place(".mcp.json in the project, or run the command below", "mcpServers"),
+    Client.claude_desktop: _Place(
+        "claude_desktop_config.json: ~/Library/Application Support/Claude/ on macOS, %APPDATA%\\Claude\\ on"
+        " Windows, ~/.config/Claude/ on Linux",
+        "mcpServers",
+    ),
+    Client.vscode: _Place(".vscode/mcp.json in the project", "servers", {"type": "stdio"}),
+    Client.cursor: _Place(".cursor/mcp.json in the project, or ~/.cursor/mcp.json", "mcpServers"),
+    Client.zed: _Place(".zed/settings.json in the project, or Zed's settings.json", "context_servers"),
+    Client.windsurf: _Place("~/.codeium/windsurf/mcp_config.json", "mcpServers"),
+}
+
+
+@clients.command()
+def config(
+    client: Annotated[Client, typer.Option(help="Which client.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Show what to take out instead.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the snippet for a client, and where it goes; nothing is written."""
+    place = _PLACES[client]
+    if remove:
+        steps = [f"Take the entry {NAME!r} out of {place.table!r} in {place.file}"]
+        if client is Client.claude_code:
+            steps = [f"claude mcp remove {NAME}"]
+        show({"client": client.value, "remove": steps}, "\n".join(steps), as_json=as_json)
+        return
+    try:
+        root = locate(workspace).root
+    except IrisError as error:
+        fail(error, as_json=as_json)
+    snippet = snippet_for(client, command_path(), root)
+    if not as_json:
+        note(f"# Goes into {place.file}")
+        if client is Client.claude_code:
+            note("# " + _claude_code_command(command_path(), root))
+    show(snippet, json.dumps(snippet, indent=2), as_json=as_json)
+
+
+def snippet_for(client: Client, command: str, workspace: Path) -> dict[str, object]:
+    """Return the configuration that makes a client start the server for a workspace."""
+    place = _PLACES[client]
+    entry = {**place.extra, "command": command, "args": ["serve"], "env": {VARIABLE: str(workspace)}}
+    return {place.table: {NAME: entry}}
+
+
+def command_path() -> str:
+    """Return the absolute path of the command, which clients start without a shell's search path."""
+    started = Path(sys.argv[0])
+    if started.name == NAME and started.exists():
+        return str(started.absolute())
+    return shutil.which(NAME) or str(Path(sys.executable).parent / NAME)
+
+
+def _claude_code_command(command: str, workspace: Path) -> str:
+    return shlex.join(["claude", "mcp", "add", NAME, "--env", f"{VARIABLE}={workspace}", "--", command, "serve"])

@@ -1,0 +1,146 @@
+"""The verb doctor: what is chosen and why, what happened lately, and what to do."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from iris_kv import __version__
+from iris_kv.cli.output import FoldersOption, JsonOption, TrustOption, WorkspaceOption, given, run, show
+from iris_kv.errorlog import ServerError, described, error_log_path, last_errors
+from iris_kv.errors import IrisError, NotFoundError
+from iris_kv.instructions import LibraryError
+from iris_kv.location import Location, find_workspace
+from iris_kv.model import Frozen, utc_text
+from iris_kv.settings import Settings, load_settings
+from iris_kv.workspace import ScopeActivity, Workspace
+
+doctor_app = typer.Typer()
+
+_FIXED_SQLITE = (3, 51, 3)
+_SYNCED = ("onedrive", "dropbox", "icloud", "mobile documents", "google drive")
+
+
+class Diagnosis(Frozen):
+    """What `doctor` found."""
+
+    version: str
+    python: str
+    sqlite: str
+    workspace: str | None
+    workspace_reason: str
+    settings: dict[str, str]
+    """Which layer set each setting that has not its default."""
+    prompt: str
+    activity: tuple[ScopeActivity, ...]
+    instruction_calls: dict[str, int]
+    """Fetches of each instruction in the last seven days, by any process."""
+    library_errors: tuple[LibraryError, ...]
+    server_errors: tuple[ServerError, ...]
+    problems: tuple[str, ...]
+    """What is wrong, each with what to do; empty: nothing was found."""
+
+
+@doctor_app.command()
+def doctor(
+    workspace: WorkspaceOption = None,
+    instructions: FoldersOption = None,
+    trust_owner: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which workspace is used and why, what was written and read lately, and what is wrong."""
+    arguments = given(instructions, trust_owner=trust_owner)
+    found = run(lambda: diagnose(workspace, arguments), as_json=as_json)
+    show(found, "\n".join(_lines(found)), as_json=as_json)
+    if found.problems:
+        raise SystemExit(1)
+
+
+async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagnosis:
+    """Look at everything that can be looked at, whatever is broken."""
+    problems: list[str] = []
+    location: Location | None = None
+    settings = Settings()
+    try:
+        location = find_workspace(workspace, os.environ, Path.cwd())
+    except IrisError as error:
+        problems.append(str(error))
+    try:
+        settings = load_settings(None if location is None else location.root, arguments)
+    except IrisError as error:
+        problems.append(str(error))
+    found = Workspace(location, settings, face="cli", create=False)
+    try:
+        activity, calls = await _history(found, location, problems)
+    finally:
+        await found.aclose()
+    problems += [f"{error.file}: {error.problem}" for error in found.library.errors]
+    problems += _place_problems(location)
+    return Diagnosis(
+        version=__version__,
+        python=sys.version.split()[0],
+        sqlite=sqlite3.sqlite_version,
+        workspace=None if location is None else str(location.root),
+        workspace_reason="none found" if location is None else location.reason,
+        settings=dict(settings.origins),
+        prompt=f"{'compact' if found.prompts.compact else 'full'} ({found.prompts.reason})",
+        activity=activity,
+        instruction_calls=calls,
+        library_errors=found.library.errors,
+        server_errors=last_errors(error_log_path()),
+        problems=tuple(problems),
+    )
+
+
+async def _history(
+    found: Workspace, location: Location | None, problems: list[str]
+) -> tuple[tuple[ScopeActivity, ...], dict[str, int]]:
+    if location is None:
+        return (), {}
+    try:
+        activity, calls = await found.activity(), await found.instruction_calls()
+    except NotFoundError as error:
+        problems.append(f"no cache yet: {error.todo}")
+        return (), {}
+    except IrisError as error:
+        problems.append(str(error))
+        return (), {}
+    if not calls:
+        problems.append(
+            "no process called get_instruction in the last seven days, so the trigger table may not reach the model:"
+            " run `iris-kv prompt --install AGENTS.md` (or CLAUDE.md) in the project, and restart the client"
+        )
+    return activity, calls
+
+
+def _place_problems(location: Location | None) -> Iterator[str]:
+    if location is not None and any(name in str(location.root).lower() for name in _SYNCED):
+        yield "the workspace seems to be in a synced folder, which can damage a database: move it out"
+
+
+def _lines(found: Diagnosis) -> Iterator[str]:
+    yield f"iris-kv {found.version}, Python {found.python}, SQLite {found.sqlite}{_sqlite_note()}"
+    yield f"workspace: {found.workspace or 'none'} (chosen by: {found.workspace_reason})"
+    yield f"prompt: {found.prompt}"
+    for name, layer in sorted(found.settings.items()):
+        yield f"setting {name} from {layer}"
+    for each in found.activity:
+        written = "never" if each.written is None else f"{utc_text(each.written.at)} by {each.written.by}"
+        read = "never" if each.read is None else f"{utc_text(each.read.at)} by {each.read.by}"
+        yield f"{each.scope}: last written {written}; last read {read}"
+    fetched = ", ".join(f"{tag} {n}" for tag, n in sorted(found.instruction_calls.items()))
+    yield f"get_instruction in the last seven days: {fetched or 'no calls'}"
+    yield from (f"server error: {described(error)}" for error in found.server_errors)
+    yield from (f"problem: {problem}" for problem in found.problems)
+    yield "no problems found" if not found.problems else f"{len(found.problems)} problems found"
+
+
+def _sqlite_note() -> str:
+    if sqlite3.sqlite_version_info >= _FIXED_SQLITE:
+        return ""
+    return " (before 3.51.3, whose WAL-reset fault the write lock avoids)"

@@ -1,0 +1,136 @@
+"""How verbs run and print: the exit codes, JSON or text, and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn, TypeVar
+
+import anyio
+import typer
+from pydantic import BaseModel, TypeAdapter
+
+from iris_kv.errors import Code, IrisError
+from iris_kv.location import Location, find_workspace
+from iris_kv.policy import Principal
+from iris_kv.settings import load_settings
+from iris_kv.workspace import Workspace
+
+EXIT_CODES: Final[Mapping[Code, int]] = {
+    "invalid_argument": 2,
+    "not_found": 3,
+    "expired": 3,
+    "conflict": 4,
+    "quota_exceeded": 5,
+    "too_large": 5,
+    "read_only": 6,
+    "forbidden": 6,
+    "corrupt": 7,
+    "busy": 8,
+    "unavailable": 8,
+    "uncertain": 8,
+}
+
+USER: Final = Principal(author="user", face="cli")
+
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", help="The workspace's folder; without it, found as `doctor` says.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FoldersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--instructions", help="A folder of instructions, over the shipped ones; repeatable."),
+]
+TrustOption = Annotated[bool, typer.Option("--trust-owner", help="Accept a cache that another user owns.")]
+
+_PROGRESS_AFTER_S: Final = 1.0
+_T = TypeVar("_T")
+
+
+def given(folders: Sequence[Path] | None = None, **options: object) -> dict[str, object]:
+    """Return the settings that options name; an option that was not given sets nothing."""
+    arguments = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
+    if folders:
+        arguments["instructions.folders"] = [folder.absolute() for folder in folders]
+    return arguments
+
+
+def locate(workspace: str | None) -> Location:
+    """Return the workspace that a verb works on."""
+    return find_workspace(workspace, os.environ, Path.cwd())
+
+
+@asynccontextmanager
+async def opened(
+    workspace: str | None, arguments: Mapping[str, object] | None = None, *, create: bool = False
+) -> AsyncGenerator[Workspace]:
+    """Open the workspace of a verb, without background work; only a verb that writes creates a cache."""
+    location = locate(workspace)
+    settings = load_settings(location.root, arguments)
+    found = Workspace(location, settings, face="cli", create=create)
+    try:
+        yield found
+    finally:
+        await found.aclose()
+
+
+def run(work: Callable[[], Coroutine[Any, Any, _T]], *, as_json: bool = False) -> _T:
+    """Run a verb; an error of ours is printed to stderr and ends the process with its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("iris_kv").setLevel(logging.CRITICAL)
+    try:
+        return anyio.run(work)
+    except IrisError as error:
+        fail(error, as_json=as_json)
+
+
+def fail(error: IrisError, *, as_json: bool) -> NoReturn:
+    """Print an error and exit with its code."""
+    if as_json:
+        fields = {"code": error.code, "wrong": error.wrong, "allowed": error.allowed, "todo": error.todo}
+        print(json.dumps({"error": fields}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"iris-kv: {error}", file=sys.stderr)
+    raise SystemExit(EXIT_CODES[error.code])
+
+
+def show(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], text: str, *, as_json: bool) -> None:
+    """Print a result as JSON or as text."""
+    if as_json:
+        print(TypeAdapter(Any).dump_json(data, indent=2).decode())
+    elif text:
+        print(text)
+
+
+def note(text: str) -> None:
+    """Tell the person something on stderr that is not the result."""
+    print(text, file=sys.stderr)
+
+
+@asynccontextmanager
+async def progress(doing: str) -> AsyncGenerator[None]:
+    """Say on stderr what is being done, from the second on in which it is not finished."""
+
+    async def tell() -> None:
+        seconds = 0
+        while True:
+            await anyio.sleep(_PROGRESS_AFTER_S)
+            seconds += 1
+            note(f"{doing} … {seconds} s")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tell)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+def quantity(n_bytes: int) -> str:
+    """Return a number of bytes for people."""
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    return f"{n_bytes / 1000:,.1f} kB" if n_bytes < 1_000_000 else f"{n_bytes / 1_000_000:,.1f} MB"

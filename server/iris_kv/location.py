@@ -1,0 +1,67 @@
+"""Which folder is the workspace, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from iris_kv.errors import InvalidArgumentError
+from iris_kv.model import Frozen
+
+VARIABLE: Final = "IRIS_KV_WORKSPACE"
+_VCS: Final = (".git", ".hg", ".jj", ".svn")
+
+
+class Location(Frozen):
+    """The workspace's folder, and what it was chosen by."""
+
+    root: Path
+    reason: str
+
+
+def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Path) -> Location:
+    """Return the workspace: the argument, `IRIS_KV_WORKSPACE`, the nearest `.iris` upwards, the nearest VCS root.
+
+    The home folder and `/` are taken only where they are named, never found upwards.
+
+    Raises:
+        InvalidArgumentError: The folder named does not exist, or none was named and none is found.
+    """
+    for name, value in (("--workspace", argument), (VARIABLE, environment.get(VARIABLE))):
+        if value:
+            return _named(name, value)
+    candidates = [folder for folder in (cwd, *cwd.parents) if not _is_too_wide(folder)]
+    for folder in candidates:
+        if (folder / ".iris").is_dir():
+            return Location(root=folder, reason="the nearest .iris folder upwards")
+    for folder in candidates:
+        # In a worktree or a submodule .git is a file.
+        if any((folder / name).exists() for name in _VCS):
+            return Location(root=folder, reason="the nearest version control root upwards")
+    raise InvalidArgumentError(
+        "no workspace was named, and none is found upwards from the current folder",
+        f"a workspace is named by --workspace or {VARIABLE}, or has an .iris folder or version control",
+        "name it with --workspace FOLDER, or set IRIS_KV_WORKSPACE in the client's configuration",
+    )
+
+
+def _named(name: str, value: str) -> Location:
+    folder = Path(os.path.abspath(Path(value).expanduser()))
+    if folder.is_dir():
+        return Location(root=folder, reason=name)
+    raise InvalidArgumentError(
+        f"{name} is {value!r}, which is not a folder",
+        "it is the path of an existing folder, with every variable filled in",
+        "create the folder, or mend the path",
+    )
+
+
+def _is_too_wide(folder: Path) -> bool:
+    if folder == Path(folder.anchor):
+        return True
+    try:
+        return folder.samefile(Path.home())
+    except (OSError, RuntimeError):
+        return False

@@ -1,0 +1,179 @@
+"""The data that passes between the layers: frozen models without any I/O.
+
+The same models are a tool's structured output, REST's JSON and the command line's `--json`.
+A time is an integer of milliseconds since the epoch in Python, and RFC 3339 in UTC in JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+
+Scope = Literal["system", "instructions", "project", "task", "artifacts"]
+SCOPES: Final[tuple[Scope, ...]] = ("system", "instructions", "project", "task", "artifacts")
+CANONICAL_SCOPES: Final[tuple[Scope, ...]] = ("system", "instructions")
+"""The scopes that only the seeder writes."""
+
+Author = Literal["canonical", "user", "agent"]
+Face = Literal["mcp", "rest", "cli", "library", "seeder"]
+Operation = Literal["put", "delete", "expire", "clear"]
+
+SHORT_DIGEST_CHARS: Final = len("sha256:") + 16
+"""The length of a digest as models see it: 13 tokens instead of 39."""
+
+
+def utc_text(at_ms: int) -> str:
+    """Return a time as RFC 3339 in UTC with milliseconds, such as `2026-01-02T03:04:05.678Z`."""
+    at = datetime.fromtimestamp(at_ms // 1000, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
+
+
+Timestamp = Annotated[int, PlainSerializer(utc_text, return_type=str, when_used="json")]
+"""Milliseconds since the epoch; RFC 3339 in JSON."""
+
+
+def digest_of(value: bytes) -> str:
+    """Return `sha256:` and the 64 hex digits of the value's SHA-256."""
+    return "sha256:" + hashlib.sha256(value).hexdigest()
+
+
+def short_digest(digest: str) -> str:
+    """Return the digest as models see it: `sha256:` and 16 hex digits."""
+    return digest[:SHORT_DIGEST_CHARS]
+
+
+class Clock(Protocol):
+    """Where the time comes from; tests hand in one that they move by hand."""
+
+    def now_ms(self) -> int:
+        """Return the wall clock's milliseconds since the epoch."""
+        ...
+
+
+class Frozen(BaseModel):
+    """The base of the data models: immutable, with no room for unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Provenance(Frozen):
+    """Who wrote an entry, and through which face."""
+
+    author: Author
+    """`canonical` for the seeder, `user` for a person, `agent` for a model."""
+    face: Face
+
+
+class EntryInfo(Frozen):
+    """All that is known of an entry but its value."""
+
+    scope: Scope
+    key: str
+    digest: str
+    """`sha256:` and 64 hex digits of the value; also the HTTP ETag."""
+    size: int
+    """The value's length in bytes."""
+    content_type: str
+    created_at: Timestamp
+    updated_at: Timestamp
+    expires_at: Timestamp | None
+    """None: never."""
+    ttl_ms: int | None
+    """None: never expires."""
+    version: int
+    """How often the entry was written since it was created, from 1."""
+    metadata: Mapping[str, str]
+    provenance: Provenance
+
+
+class Entry(Frozen):
+    """An entry with its value, verified against its digest."""
+
+    info: EntryInfo
+    value: bytes
+
+
+class Page(Frozen):
+    """Some entries in key order, and where the next page starts."""
+
+    entries: tuple[EntryInfo, ...]
+    next_cursor: str | None
+    """Opaque; None on the last page."""
+
+
+class Limits(Frozen):
+    """What a scope allows, decided inside the store's one atomic step."""
+
+    quota_bytes: int
+    """The sum of the sizes of the scope's values."""
+    max_value_bytes: int
+    """The size of one value."""
+    ttl_ms: int | None
+    """The TTL of an entry that names none; None: never expires."""
+    renew: bool
+    """Whether reading an entry starts its TTL anew."""
+
+
+class Usage(Frozen):
+    """What a scope holds, expired entries that were not collected yet included."""
+
+    entries: int
+    bytes: int
+
+
+class Removed(Frozen):
+    """What a collection or a clear removed."""
+
+    entries: int
+    bytes: int
+
+
+class Damage(Frozen):
+    """One entry whose stored bytes are not what its digest says."""
+
+    scope: Scope
+    key: str
+    problem: str
+
+
+class Verification(Frozen):
+    """What `verify` found."""
+
+    entries: int
+    """How many entries were read and hashed."""
+    bytes: int
+    damaged: tuple[Damage, ...]
+    usage_matches: bool
+    """Whether the kept usage equals the sum of the entries."""
+
+
+class Change(Frozen):
+    """One change of the store; a `clear` has the key ``""`` and stands for all keys of its scope."""
+
+    scope: Scope
+    key: str
+    op: Operation
+    origin: str
+    """The store handle that made it, so that a listener can skip its own."""
+
+
+class Changes(Frozen):
+    """The changes after a position."""
+
+    events: tuple[Change, ...]
+    next: str
+    """The position to ask from next; opaque."""
+    reset: bool
+    """The feed was trimmed or replaced: anything may have changed."""
+
+
+class Activity(Frozen):
+    """When a scope was last written or read, and by whom."""
+
+    at: Timestamp
+    by: str
+    """The face, and the process that it ran in, such as `mcp (pid 4711)`."""

@@ -1,0 +1,256 @@
+"""The system prompt: one source, two renderings, and the choice between them.
+
+The source is plain Markdown in which one line, the marker, is replaced by the trigger table
+(compact) or by the bodies of the instructions (full). All other bytes pass unchanged, so the two
+cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from iris_kv.errors import InvalidArgumentError
+from iris_kv.instructions import Instruction, InstructionLibrary
+from iris_kv.model import Frozen, digest_of
+from iris_kv.tokens import TokenCounter
+
+Variant = Literal["compact", "full"]
+VARIANTS: Final[tuple[Variant, ...]] = ("compact", "full")
+MARKER: Final = b"<!-- iris:instructions -->"
+
+TABLE_TOKENS: Final = 390
+"""The trigger table in the compact prompt: four instructions take about 290."""
+SERVER_TOKENS: Final = 250
+SERVER_CHARS: Final = 2_048
+
+_MAX_SOURCE_BYTES: Final = 5_000_000
+_RULE: Final = (
+    "Before you start a task of a kind listed here, call `get_instruction` with its tag and follow what it"
+    " returns. Call it again after your context was compacted."
+)
+_SERVER_RULE: Final = (
+    "Instructions for kinds of task are kept here, not in your prompt. Do not start such a task before you have"
+    " called get_instruction with its tag; call it again after your context was compacted. Tags:"
+)
+_SERVER_CACHE: Final = (
+    "Start work with get_project_summary. Look with get_artifact before you redo costly work; keep such results"
+    " with put_artifact."
+)
+_MORE: Final = "More exist: call `list_instructions` with words of your task."
+
+_log = logging.getLogger(__name__)
+
+
+class Prompt(Frozen):
+    """A rendered system prompt, and why it is this one."""
+
+    variant: Variant
+    reason: str
+    """Such as `argument`, `default` or `environment USE_KV_CACHE_PROMPT`."""
+    text: str
+    digest: str
+
+
+class PromptSource:
+    """The file that the prompt is rendered from; a broken edit keeps the last good one."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            InvalidArgumentError: It cannot be read, or has not exactly one marker line.
+        """
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self.error: str | None = None
+        self.before = b""
+        self.after = b""
+        self._read()
+
+    def refresh(self) -> bool:
+        """Read the file again if it changed; tell whether the prompt changed."""
+        held = self.before, self.after
+        try:
+            self._read()
+            self.error = None
+        except InvalidArgumentError as error:
+            self.error = str(error)
+        return held != (self.before, self.after)
+
+    def _read(self) -> None:
+        try:
+            found = os.stat(self._path)
+            seen = found.st_mtime_ns, found.st_size
+            if seen == self._seen and self.error is None:
+                return
+            raw = self._path.read_bytes() if found.st_size <= _MAX_SOURCE_BYTES else b""
+        except OSError as error:
+            raise self._bad(f"cannot be read ({error.strerror})") from None
+        self.before, self.after = self._split(raw)
+        self._seen = seen
+
+    def _split(self, raw: bytes) -> tuple[bytes, bytes]:
+        lines = raw.splitlines(keepends=True)
+        places = [number for number, line in enumerate(lines) if line.strip(b" \t\r\n") == MARKER]
+        if len(places) != 1:
+            raise self._bad(f"has {len(places)} marker lines")
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise self._bad("is not UTF-8") from None
+        before, line = b"".join(lines[: places[0]]), lines[places[0]]
+        ending = line[line.index(MARKER) + len(MARKER) :]
+        return before, ending + b"".join(lines[places[0] + 1 :])
+
+    def _bad(self, problem: str) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"the prompt source {self._path.name!r} {problem}",
+            f"it is UTF-8 of at most {_MAX_SOURCE_BYTES} bytes with one line {MARKER.decode()!r}",
+            "mend the file",
+        )
+
+
+class PromptSelector:
+    """Chooses and renders the system prompt.
+
+    `compact` may be set while the server runs: the next fetch follows it.
+    """
+
+    def __init__(
+        self, source: PromptSource, library: InstructionLibrary, counter: TokenCounter, *, compact: bool, reason: str
+    ) -> None:
+        """Choose `compact` or not by default, for the reason given."""
+        self._source = source
+        self._library = library
+        self._counter = counter
+        self._compact = compact
+        self._reason = reason
+
+    @property
+    def reason(self) -> str:
+        """Why `compact` is what it is."""
+        return self._reason
+
+    @property
+    def compact(self) -> bool:
+        """Whether the compact prompt is served where no argument asks for one."""
+        return self._compact
+
+    @compact.setter
+    def compact(self, value: bool) -> None:
+        self._compact = value
+        self._reason = "set while running"
+
+    def refresh(self) -> bool:
+        """Read the source again if it changed; tell whether the prompt changed."""
+        return self._source.refresh()
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with the source's last edit; the last good one is served."""
+        return self._source.error
+
+    def select(self, variant: str | None = None) -> Prompt:
+        """Return the prompt that an argument asks for, else the configured one.
+
+        Raises:
+            InvalidArgumentError: There is no such variant.
+        """
+        if variant is None:
+            chosen: Variant = "compact" if self._compact else "full"
+            reason = self._reason
+        else:
+            chosen, reason = check_variant(variant), "argument"
+        text = self.render(chosen)
+        _log.info("prompt variant=%s reason=%r", chosen, reason)
+        return Prompt(variant=chosen, reason=reason, text=text, digest=digest_of(text.encode()))
+
+    def render(self, variant: Variant) -> str:
+        """Return the text of a variant."""
+        instructions = self._library.instructions
+        middle = self._table(instructions) if variant == "compact" else _bodies(instructions)
+        return (self._source.before + middle.encode() + self._source.after).decode()
+
+    def _table(self, instructions: Sequence[Instruction]) -> str:
+        lines = trigger_lines(instructions, self._counter, TABLE_TOKENS, essentials=True)
+        return "## Instructions\n\n" + _RULE + "\n\n" + "\n".join(lines)
+
+    def server_instructions(self) -> str:
+        """Return what a client shows the model in `initialize` and `server/discover`."""
+        rest = self._counter.at_most(_SERVER_RULE + _SERVER_CACHE) if self._counter.exact else 95
+        lines = trigger_lines(self._library.instructions, self._counter, SERVER_TOKENS - rest - 4, essentials=False)
+        return _within_chars(lines)
+
+
+def check_variant(variant: str) -> Variant:
+    """Return a variant's name.
+
+    Raises:
+        InvalidArgumentError: There is no such variant.
+    """
+    for known in VARIANTS:
+        if variant == known:
+            return known
+    raise InvalidArgumentError(f"unknown prompt variant {variant!r}", "compact or full", "take one of the two")
+
+
+def trigger_lines(
+    instructions: Sequence[Instruction], counter: TokenCounter, max_tokens: int, *, essentials: bool
+) -> list[str]:
+    """Return the trigger table, cut to what fits.
+
+    Each line has a tag and when to use it, with `essentials` also its two rules. Where that is too
+    long for all, lines get shorter; where that is not enough, the rest is left to a search.
+    """
+    shapes: list[Callable[[Instruction], str]] = [_full_line, _line] if essentials else [_line]
+    for shape in shapes:
+        lines = [shape(instruction) for instruction in instructions]
+        if counter.count("\n".join(lines)) <= max_tokens:
+            return lines
+    return _fitting(instructions, counter, max_tokens - counter.count("\n" + _MORE))
+
+
+def _fitting(instructions: Sequence[Instruction], counter: TokenCounter, max_tokens: int) -> list[str]:
+    lines: list[str] = []
+    used = 0
+    for instruction in instructions:
+        line = _line(instruction)
+        used += counter.count(line + "\n")
+        if used > max_tokens:
+            break
+        lines.append(line)
+    return [*lines, _MORE]
+
+
+def _full_line(instruction: Instruction) -> str:
+    always = f" Always: {one_line(instruction.essentials)}" if instruction.essentials else ""
+    return _line(instruction) + always
+
+
+def _line(instruction: Instruction) -> str:
+    return f"- {instruction.tag}: {one_line(instruction.description)}"
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return a text as one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def _bodies(instructions: Sequence[Instruction]) -> str:
+    parts = [instruction.body.decode().strip("\n") for instruction in instructions]
+    return "## Instructions\n\nFollow the part that fits the task.\n\n" + "\n\n".join(parts)
+
+
+def _within_chars(lines: Sequence[str]) -> str:
+    kept = list(lines)
+    while True:
+        text = "\n".join([_SERVER_RULE, *kept, _SERVER_CACHE])
+        if len(text) <= SERVER_CHARS or not kept:
+            return text
+        kept = [*kept[:-2], _MORE] if kept[-1] == _MORE else [*kept[:-1], _MORE]
+

@@ -1,0 +1,144 @@
+"""Mirrors the library and the rendered prompts into the store, and decides what is served.
+
+The process's own library decides: a stored copy is served only where its digest is the library's.
+A process seeds only what is absent or came from the same source, and never removes what another
+source wrote: windows may run with other folders or other versions of the package.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from iris_kv.errors import ConflictError, IrisError, NotFoundError
+from iris_kv.instructions import Instruction, InstructionLibrary
+from iris_kv.model import EntryInfo, Frozen, Limits, Scope, digest_of
+from iris_kv.policy import SEEDER
+from iris_kv.prompts import VARIANTS, PromptSelector, Variant
+from iris_kv.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+_PAGE = 500
+
+
+class SeedReport(Frozen):
+    """What a seeding did, by `scope/key`."""
+
+    written: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Left alone, as another source wrote them; `force` overwrites them."""
+    removed: tuple[str, ...]
+    """Came from one of our sources, which does not hold them any more."""
+
+
+class _Copy(NamedTuple):
+    scope: Scope
+    key: str
+    value: bytes
+    source: str
+    version: str
+
+
+async def seed(
+    store: Store,
+    library: InstructionLibrary,
+    prompts: PromptSelector,
+    limits: Mapping[Scope, Limits],
+    *,
+    force: bool = False,
+) -> SeedReport:
+    """Write the library into `instructions` and the rendered prompts into `system`."""
+    outcome: dict[str, list[str]] = {name: [] for name in SeedReport.model_fields}
+    copies = list(_copies(library, prompts))
+    for copy in copies:
+        outcome[await _seed_one(store, copy, limits[copy.scope], force=force)].append(f"{copy.scope}/{copy.key}")
+    outcome["removed"] = await _remove_gone(store, {copy.key for copy in copies}, library)
+    report = SeedReport(**{name: tuple(keys) for name, keys in outcome.items()})
+    if report.written or report.removed:
+        _log.info("seeded written=%s removed=%s", ",".join(report.written), ",".join(report.removed))
+    return report
+
+
+async def degradation(store: Store, scope: Scope, key: str, digest: str) -> str | None:
+    """Read the stored copy back and return why it could not be had; None: it is there, or another source's.
+
+    A copy that is absent or differs is no failure: the library, which decides, is served.
+    """
+    try:
+        entry = await store.get(scope, key)
+    except NotFoundError:
+        return None
+    except IrisError as error:
+        _log.warning("%s/%s is served from the library: %s", scope, key, error)
+        return error.code
+    if entry.info.digest != digest:
+        _log.debug("%s/%s is another source's; the library is served", scope, key)
+    return None
+
+
+def prompt_key(variant: Variant) -> str:
+    """Return the key in `system` of a rendered prompt."""
+    return f"prompt/{variant}"
+
+
+def source_of(instruction: Instruction) -> str:
+    """Return what tells sources apart: the label, and for a folder its path."""
+    return instruction.source
+
+
+def _copies(library: InstructionLibrary, prompts: PromptSelector) -> Iterator[_Copy]:
+    for instruction in library.instructions:
+        yield _Copy(
+            "instructions", instruction.tag, instruction.raw, source_of(instruction), instruction.version
+        )
+    sources = ",".join(sorted({source_of(instruction) for instruction in library.instructions}))
+    for variant in VARIANTS:
+        yield _Copy("system", prompt_key(variant), prompts.render(variant).encode(), sources, "")
+
+
+async def _seed_one(store: Store, copy: _Copy, limits: Limits, *, force: bool) -> str:
+    held = await _head(store, copy.scope, copy.key)
+    if held is not None and held.digest == digest_of(copy.value):
+        return "unchanged"
+    if held is not None and not force and held.metadata.get("source") != copy.source:
+        return "kept"
+    try:
+        await store.put(
+            copy.scope,
+            copy.key,
+            copy.value,
+            content_type="text/markdown",
+            limits=limits,
+            provenance=SEEDER.provenance,
+            metadata={"source": copy.source, "version": copy.version},
+            if_digest="" if held is None else held.digest,
+        )
+    except ConflictError:
+        return "kept"
+    return "written"
+
+
+async def _head(store: Store, scope: Scope, key: str) -> EntryInfo | None:
+    try:
+        return await store.head(scope, key)
+    except NotFoundError:
+        return None
+
+
+async def _remove_gone(store: Store, keys: set[str], library: InstructionLibrary) -> list[str]:
+    ours = {source_of(instruction) for instruction in library.instructions}
+    broken = bool(library.errors)
+    removed: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = await store.list("instructions", cursor=cursor, limit=_PAGE)
+        for info in page.entries:
+            if info.key not in keys and not broken and info.metadata.get("source") in ours:
+                await store.delete("instructions", info.key, if_digest=info.digest)
+                removed.append(f"instructions/{info.key}")
+        cursor = page.next_cursor
+        if cursor is None:
+            return removed

@@ -1,0 +1,101 @@
+"""One cache folder as one process has opened it: its folders, its lock, its index, its log."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from iris_kv.errors import IrisError
+from iris_kv.model import SCOPES, Clock, Face
+from iris_kv.store import names
+from iris_kv.store.folders import CacheFolders, create_file, write_all
+from iris_kv.store.index import Index
+from iris_kv.store.lock import WriteLock
+from iris_kv.store.recovery import RecoveryLog
+from iris_kv.store.schema import create_index, index_exists
+
+RESERVE: Final = "reserve"
+RESERVE_BYTES: Final = 256 * 1024
+
+
+class CacheOptions(NamedTuple):
+    """How a store is opened; see `FileStore.open`."""
+
+    workspace: Path
+    clock: Clock
+    face: Face
+    create: bool
+    durable: bool
+    trust_owner: bool
+    lock_timeout_s: float
+
+
+class OpenCache:
+    """Everything that is open of one cache; a cache that replaces it gets an `OpenCache` of its own.
+
+    Threads that still work on a replaced one hold a reference to it, and the last of them closes it.
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        """Open the cache, or create it; a current one is opened without writing anything."""
+        self._pid = os.getpid()
+        with ExitStack() as opened:
+            self.folders: Final = CacheFolders(
+                options.workspace, create=options.create, trust_owner=options.trust_owner
+            )
+            opened.callback(self.folders.close)
+            self.lock: Final = WriteLock(self.folders.store, options.lock_timeout_s)
+            opened.callback(self.lock.close)
+            if not index_exists(self.folders.store, trust_owner=options.trust_owner):
+                self._create(options)
+            self.index: Final = Index(self.folders.store, durable=options.durable)
+            opened.callback(self.index.close)
+            self.first_seq: Final = int(self.index.readers.meta("first_seq") or 0)
+            self.recovery: Final = RecoveryLog(self.folders.store)
+            self._opened = opened.pop_all()
+
+    def _create(self, options: CacheOptions) -> None:
+        with self.lock.held():
+            if not index_exists(self.folders.store, trust_owner=options.trust_owner):
+                at_ms = options.clock.now_ms()
+                create_index(self.folders.store, self.folders.quarantine, at_ms, self._last_seq())
+                self.write_reserve()
+
+    def _last_seq(self) -> int:
+        found = (names.seq_of(file) for scope in SCOPES for file in os.listdir(self.folders.scope(scope)))
+        return max((seq for seq in found if seq is not None), default=0)
+
+    def is_current(self) -> bool:
+        """Tell whether the workspace's path still leads here, and not to a cache that replaced it."""
+        return self.folders.index_identity() == self.index.identity and self.lock.is_current()
+
+    def write_reserve(self) -> None:
+        """Lay down the space that deleting and collecting need on a full disk; best effort."""
+        with suppress(OSError):
+            handle = create_file(self.folders.store, RESERVE)
+            try:
+                write_all(handle, bytes(RESERVE_BYTES))
+            except OSError:
+                os.unlink(RESERVE, dir_fd=self.folders.store)
+            finally:
+                os.close(handle)
+
+    def close(self) -> None:
+        """Close everything; nobody may be using it.
+
+        SQLite's closing takes the write lock. Where another process does not let go of it, that
+        process has the index open too, so that closing here does not checkpoint.
+        """
+        with self._opened, suppress(IrisError), self.lock.held():
+            self.index.close()
+
+    def abandon(self) -> None:
+        """Close the plain descriptors behind a fork; SQLite's connections must not cross one, nor be closed."""
+        self.lock.close()
+        self.folders.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_opened") and self._pid == os.getpid():
+            self._opened.close()

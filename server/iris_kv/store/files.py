@@ -1,0 +1,257 @@
+"""The file store: the Store protocol over readable files, each call one hop to a thread.
+
+A cancelled call never abandons a half-done put: its thread ends the put, or undoes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import asynccontextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from anyio import CancelScope, move_on_after
+
+from iris_kv.model import (
+    Activity,
+    Changes,
+    Clock,
+    Entry,
+    EntryInfo,
+    Face,
+    Limits,
+    Page,
+    Provenance,
+    Removed,
+    Scope,
+    Usage,
+    Verification,
+)
+from iris_kv.store.cache import CacheOptions
+from iris_kv.store.checks import PutRequest
+from iris_kv.store.threads import StoreThreads
+
+POLL_S: Final = 0.25
+
+
+class FileStore:
+    """Entries as readable files beside a SQLite index, below `.iris/kv-cache` of a workspace."""
+
+    def __init__(self, options: CacheOptions) -> None:
+        """Prepare; use `FileStore.open`."""
+        self._options = options
+        self._here = StoreThreads(options)
+        self._before_fork: list[StoreThreads] = []
+
+    @classmethod
+    async def open(
+        cls,
+        workspace: Path,
+        *,
+        clock: Clock,
+        face: Face = "library",
+        create: bool = True,
+        durable: bool = True,
+        trust_owner: bool = False,
+        lock_timeout_s: float = 10.0,
+    ) -> FileStore:
+        """Open the store of a workspace.
+
+        Args:
+            workspace: The workspace's folder, which must exist.
+            clock: Where the time comes from.
+            face: Through which face this process reads and writes, for the record.
+            create: Create the cache where there is none.
+            durable: Whether a put survives a power cut, or only the end of the process.
+            trust_owner: Accept a cache that another user owns.
+            lock_timeout_s: How long a write waits for another process's write.
+
+        Raises:
+            NotFoundError: There is no cache and `create` is False.
+            ForbiddenError: A link, an owner or a mode is not to be trusted.
+            UnavailableError: It cannot be opened, or a newer version wrote it.
+            CorruptError: The index is damaged.
+        """
+        store = cls(CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s))
+        await store._here.read(store._here.engine.cache)
+        return store
+
+    @property
+    def origin(self) -> str:
+        """Return the name of this handle in the change feed; another one in a forked child."""
+        return self._threads.engine.origin
+
+    async def head(self, scope: Scope, key: str) -> EntryInfo:
+        """See `Store.head`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.head(scope, key))
+
+    async def get(self, scope: Scope, key: str) -> Entry:
+        """See `Store.get`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.get(scope, key))
+
+    @asynccontextmanager
+    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[FileReader]:
+        """See `Store.open_value`."""
+        here = self._threads
+        info, file = await here.read(lambda: here.reading.open_value(scope, key))
+        try:
+            yield FileReader(info, file, here)
+        finally:
+            # In a thread: the last descriptor of a replaced value frees its blocks.
+            with CancelScope(shield=True):
+                await here.read(file.close)
+
+    async def put(
+        self,
+        scope: Scope,
+        key: str,
+        value: bytes | AsyncIterable[bytes],
+        *,
+        content_type: str,
+        limits: Limits,
+        provenance: Provenance,
+        ttl_ms: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_digest: str | None = None,
+    ) -> EntryInfo:
+        """See `Store.put`."""
+        here = self._threads
+        request = PutRequest(scope, key, content_type, limits, provenance, ttl_ms, metadata or {}, if_digest)
+        if isinstance(value, bytes):
+            info = await here.write(lambda: here.writing.put(request, value))
+        else:
+            info = await _put_chunks(here, request, value)
+        here.note_written(scope)
+        return info
+
+    async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:
+        """See `Store.delete`."""
+        here = self._threads
+        info = await here.write(lambda: here.writing.delete(scope, key, if_digest))
+        here.note_written(scope)
+        return info
+
+    async def clear(self, scope: Scope) -> Removed:
+        """See `Store.clear`."""
+        here = self._threads
+        removed = await here.write(lambda: here.writing.clear(scope))
+        here.note_written(scope)
+        return removed
+
+    async def list(
+        self,
+        scope: Scope,
+        *,
+        prefix: str = "",
+        cursor: str | None = None,
+        limit: int = 100,
+        include_expired: bool = False,
+    ) -> Page:
+        """See `Store.list`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.list(scope, prefix, cursor, limit, include_expired=include_expired))
+
+    async def latest(self, scope: Scope, limit: int) -> tuple[EntryInfo, ...]:
+        """See `Store.latest`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.latest(scope, limit))
+
+    async def usage(self, scope: Scope) -> Usage:
+        """See `Store.usage`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.usage(scope))
+
+    async def collect(self, scope: Scope | None = None) -> Removed:
+        """See `Store.collect`."""
+        here = self._threads
+        removed = await here.write(lambda: here.upkeep.collect(scope))
+        here.note_written()
+        return removed
+
+    async def collection_is_due(self) -> bool:
+        """Tell whether the last collection of any process is over ten minutes old."""
+        here = self._threads
+        return await here.read(here.upkeep.is_due)
+
+    async def verify(self, scope: Scope | None = None) -> Verification:
+        """See `Store.verify`."""
+        here = self._threads
+        return await here.read(lambda: here.upkeep.verify(scope))
+
+    async def count(self, day: str, deltas: Mapping[str, int]) -> None:
+        """See `Store.count`."""
+        here = self._threads
+        await here.write(lambda: here.writing.count(day, deltas))
+
+    async def counts(self, since: str) -> Mapping[str, Mapping[str, int]]:
+        """See `Store.counts`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.counts(since))
+
+    async def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
+        """See `Store.activity`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.activity(scope))
+
+    async def changes(self, after: str | None, limit: int = 1000) -> Changes:
+        """See `Store.changes`."""
+        here = self._threads
+        return await here.read(lambda: here.reading.changes(after, limit))
+
+    async def wait_for_change(self, after: str) -> None:
+        """See `Store.wait_for_change`; other processes' changes are seen within 250 ms."""
+        here = self._threads
+        while True:
+            notice = here.notice
+            if await here.read(lambda: here.reading.has_changed(after)):
+                return
+            with move_on_after(POLL_S):
+                await notice.wait()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        with CancelScope(shield=True):
+            await self._threads.close()
+
+    @property
+    def _threads(self) -> StoreThreads:
+        """Return the threads of this process; SQLite's connections must not cross a fork, nor be closed behind it."""
+        if self._here.pid != os.getpid():
+            self._here.engine.abandon()
+            self._before_fork.append(self._here)
+            self._here = StoreThreads(self._options)
+        return self._here
+
+
+class FileReader:
+    """One verified generation of a value, read from its open file."""
+
+    def __init__(self, info: EntryInfo, file: FileIO, threads: StoreThreads) -> None:
+        """Read from a file that the opener closes."""
+        self._info = info
+        self._file = file
+        self._threads = threads
+
+    @property
+    def info(self) -> EntryInfo:
+        """See `Reader.info`."""
+        return self._info
+
+    async def read(self, offset: int, n: int) -> bytes:
+        """See `Reader.read`."""
+        return await self._threads.read(lambda: os.pread(self._file.fileno(), n, offset))
+
+
+async def _put_chunks(here: StoreThreads, request: PutRequest, chunks: AsyncIterable[bytes]) -> EntryInfo:
+    upload = await here.write(lambda: here.writing.begin(request))
+    try:
+        async for chunk in chunks:
+            await here.write(lambda chunk=chunk: upload.write(chunk))
+        return await here.write(lambda: here.writing.commit(request, upload))
+    finally:
+        with CancelScope(shield=True):
+            await here.write(upload.discard)

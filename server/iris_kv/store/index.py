@@ -1,0 +1,180 @@
+"""The index: all SQL of the file store, over one writer connection and a pool of readers.
+
+SQLite with WAL. The caller holds the write lock around everything that writes, checkpoints or
+closes: SQLite before 3.51.3 has a WAL-reset bug that two processes doing so at once can trigger.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, cast
+
+from iris_kv.errors import UncertainError
+from iris_kv.model import Operation, Removed, Scope
+from iris_kv.store.base import MAX_CHANGES
+from iris_kv.store.queries import ROW, Queries, Row, Snapshot
+from iris_kv.store.schema import INDEX, connect, explained
+
+_STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({ROW}) VALUES({','.join('?' * 16)})"
+
+
+class Readers(Queries):
+    """Queries from any thread, each on a connection that is lent from a pool; needs no lock."""
+
+    def __init__(self, folder: int, *, durable: bool) -> None:
+        """Connect when first asked; as many connections are kept as threads asked at once."""
+        self._folder = folder
+        self._durable = durable
+        self._idle: deque[sqlite3.Connection] = deque()
+
+    def _lend(self) -> sqlite3.Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return connect(self._folder, durable=self._durable)
+
+    def _fetch(self, sql: str, values: Sequence[str | int] = ()) -> list[Any]:
+        connection = self._lend()
+        try:
+            return connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise explained(error) from error
+        finally:
+            self._idle.append(connection)
+
+    @contextmanager
+    def snapshot(self) -> Generator[Queries]:
+        """Answer several queries from one moment of the index."""
+        connection = self._lend()
+        try:
+            connection.execute("BEGIN")
+            yield Snapshot(connection)
+        except sqlite3.Error as error:
+            raise explained(error) from error
+        finally:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close every connection; none may be lent."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+class Writer(Snapshot):
+    """The one connection that writes; the write lock must be held for everything it does.
+
+    SQLite's errors pass: whoever holds the lock translates them.
+    """
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Run one write transaction; an error in the body rolls it back.
+
+        Raises:
+            UncertainError: COMMIT itself failed, so the outcome is unknown.
+        """
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._roll_back()
+            raise
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise UncertainError(
+                f"the commit failed ({error}), so it is not known whether the write happened",
+                "nothing that was acknowledged before is lost",
+                "do the same write again: that is safe",
+            ) from error
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):
+            self._connection.execute("ROLLBACK")
+
+    def store_row(self, row: Row) -> None:
+        """Insert or replace a row; inside a transaction."""
+        self._connection.execute(_STORE_ROW, row)
+
+    def delete_row(self, row: Row) -> None:
+        """Delete a row; inside a transaction."""
+        self._connection.execute("DELETE FROM entry WHERE scope=? AND key=?", (row.scope, row.key))
+
+    def delete_scope(self, scope: Scope) -> Removed:
+        """Delete a scope's rows and take them out of its usage; inside a transaction."""
+        used = self.usage(scope)
+        self._connection.execute("DELETE FROM entry WHERE scope=?", (scope,))
+        self.add_usage(scope, -used.entries, -used.bytes)
+        return Removed(entries=used.entries, bytes=used.bytes)
+
+    def add_usage(self, scope: Scope, n: int, size: int) -> None:
+        """Add to a scope's usage; inside a transaction."""
+        self._connection.execute("UPDATE usage SET n=n+?, bytes=bytes+? WHERE scope=?", (n, size, scope))
+
+    def note_write(self, scope: Scope, at_ms: int, by: str) -> None:
+        """Write down who wrote to a scope last; inside a transaction."""
+        self._connection.execute("UPDATE usage SET written_at=?, written_by=? WHERE scope=?", (at_ms, by, scope))
+
+    def note_reads(self, reads: Mapping[tuple[Scope, str], int], by: str) -> None:
+        """Write down when entries were last read, and renew those that renew; inside a transaction."""
+        self._connection.executemany(
+            "UPDATE entry SET accessed_at=max(coalesce(accessed_at, 0), :at),"
+            " expires_at=CASE renew WHEN 1 THEN max(expires_at, :at+ttl) ELSE expires_at END"
+            " WHERE scope=:scope AND key=:key AND updated_at<=:at",
+            [{"scope": scope, "key": key, "at": at} for (scope, key), at in reads.items()],
+        )
+        self._connection.executemany(
+            "UPDATE usage SET read_at=:at, read_by=:by WHERE scope=:scope AND coalesce(read_at, 0)<=:at",
+            [{"scope": scope, "at": at, "by": by} for (scope, _), at in reads.items()],
+        )
+
+    def add_change(self, scope: Scope, key: str, op: Operation, at_ms: int, origin: str) -> int:
+        """Append to the change feed and return the change's number; inside a transaction."""
+        sql = "INSERT INTO change(scope, key, op, at, origin) VALUES(?,?,?,?,?)"
+        return cast("int", self._connection.execute(sql, (scope, key, op, at_ms, origin)).lastrowid)
+
+    def trim_changes(self) -> None:
+        """Forget all but the newest changes; inside a transaction."""
+        self._connection.execute("DELETE FROM change WHERE seq<=?", (self.last_change() - MAX_CHANGES,))
+
+    def add_counts(self, day: str, deltas: Mapping[str, int]) -> None:
+        """Add to the counters of a day; inside a transaction."""
+        self._connection.executemany(
+            "INSERT INTO counter(name, day, n) VALUES(?,?,?) ON CONFLICT(name, day) DO UPDATE SET n=n+excluded.n",
+            [(name, day, n) for name, n in deltas.items()],
+        )
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Note a fact; inside a transaction."""
+        self._connection.execute("INSERT OR REPLACE INTO meta(k, v) VALUES(?,?)", (key, value))
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the index."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def close(self) -> None:
+        """Close the connection; the last one of all processes checkpoints."""
+        self._connection.close()
+
+
+class Index:
+    """The index of one store: its readers, its writer, and which file it is."""
+
+    def __init__(self, folder: int, *, durable: bool) -> None:
+        """Connect to the index in the `.store` folder, which must exist (see `create_index`)."""
+        found = os.stat(INDEX, dir_fd=folder, follow_symlinks=False)
+        self.identity: Final = (found.st_dev, found.st_ino)
+        self.writer: Final = Writer(connect(folder, durable=durable))
+        self.readers: Final = Readers(folder, durable=durable)
+
+    def close(self) -> None:
+        """Close every connection; nobody may be using them."""
+        self.readers.close()
+        self.writer.close()

@@ -1,0 +1,293 @@
+"""The Store protocol in memory: the plain model that the backends are compared with in tests."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+
+from iris_kv.errors import IrisError, QuotaExceededError
+from iris_kv.model import (
+    SCOPES,
+    Activity,
+    Change,
+    Changes,
+    Clock,
+    Entry,
+    EntryInfo,
+    Limits,
+    Operation,
+    Page,
+    Provenance,
+    Removed,
+    Scope,
+    Usage,
+    Verification,
+    digest_of,
+)
+from iris_kv.store import names
+from iris_kv.store.base import GRACE_MS, MAX_CHANGES, expired, not_found
+from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
+
+
+class MemoryStore:
+    """Entries in dictionaries; every operation is one step, as nothing awaits inside it."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Start empty."""
+        self._clock = clock
+        self._entries: dict[Scope, dict[str, Entry]] = {scope: {} for scope in SCOPES}
+        self._renewing: set[tuple[Scope, str]] = set()
+        self._id = uuid.uuid4().hex
+        self._changes: list[Change] = []
+        self._trimmed = 0
+        self._changed = anyio.Event()
+        self._counts: dict[str, dict[str, int]] = {}
+        self._written: dict[Scope, Activity] = {}
+        self._read: dict[Scope, Activity] = {}
+
+    @property
+    def origin(self) -> str:
+        """Return the name of this store in the change feed."""
+        return self._id
+
+    async def head(self, scope: Scope, key: str) -> EntryInfo:
+        """See `Store.head`."""
+        return self._live(scope, key).info
+
+    async def get(self, scope: Scope, key: str) -> Entry:
+        """See `Store.get`."""
+        entry = self._live(scope, key)
+        now = self._clock.now_ms()
+        self._read[scope] = Activity(at=now, by="memory")
+        info = entry.info
+        if (scope, key) in self._renewing and info.ttl_ms is not None and info.expires_at is not None:
+            info = info.model_copy(update={"expires_at": max(info.expires_at, now + info.ttl_ms)})
+            entry = Entry(info=info, value=entry.value)
+            self._entries[scope][key] = entry
+        return entry
+
+    @asynccontextmanager
+    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[MemoryReader]:
+        """See `Store.open_value`."""
+        yield MemoryReader(await self.get(scope, key))
+
+    async def put(
+        self,
+        scope: Scope,
+        key: str,
+        value: bytes | AsyncIterable[bytes],
+        *,
+        content_type: str,
+        limits: Limits,
+        provenance: Provenance,
+        ttl_ms: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_digest: str | None = None,
+    ) -> EntryInfo:
+        """See `Store.put`."""
+        request = PutRequest(scope, key, content_type, limits, provenance, ttl_ms, metadata or {}, if_digest)
+        check_put(request)
+        data = value if isinstance(value, bytes) else b"".join([chunk async for chunk in value])
+        check_size(len(data), limits)
+        old = self._unexpired(scope, key)
+        check_expected(None if old is None else old.info, if_digest, scope, key)
+        self._make_room(scope, key, len(data), limits)
+        now = self._clock.now_ms()
+        ttl = request.effective_ttl_ms
+        info = EntryInfo(
+            scope=scope,
+            key=key,
+            digest=digest_of(data),
+            size=len(data),
+            content_type=content_type,
+            created_at=old.info.created_at if old else now,
+            updated_at=now,
+            expires_at=None if ttl is None else now + ttl,
+            ttl_ms=ttl,
+            version=old.info.version + 1 if old else 1,
+            metadata=dict(request.metadata),
+            provenance=provenance,
+        )
+        self._entries[scope][key] = Entry(info=info, value=data)
+        (self._renewing.add if limits.renew else self._renewing.discard)((scope, key))
+        self._note(scope, key, "put")
+        return info
+
+    async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:
+        """See `Store.delete`."""
+        names.check_key(key)
+        check_if_digest(if_digest)
+        info = self._live(scope, key).info
+        check_expected(info, if_digest, scope, key)
+        del self._entries[scope][key]
+        self._note(scope, key, "delete")
+        return info
+
+    async def clear(self, scope: Scope) -> Removed:
+        """See `Store.clear`."""
+        used = await self.usage(scope)
+        self._entries[scope].clear()
+        self._note(scope, "", "clear")
+        return Removed(entries=used.entries, bytes=used.bytes)
+
+    async def list(
+        self,
+        scope: Scope,
+        *,
+        prefix: str = "",
+        cursor: str | None = None,
+        limit: int = 100,
+        include_expired: bool = False,
+    ) -> Page:
+        """See `Store.list`."""
+        check_page(limit, prefix, cursor or "")
+        now = self._clock.now_ms()
+        found = [
+            entry.info
+            for key, entry in sorted(self._entries[scope].items())
+            if key.startswith(prefix)
+            and (cursor is None or key > cursor)
+            and (include_expired or not _is_expired(entry.info, now))
+        ]
+        more = len(found) > limit
+        return Page(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key if more else None)
+
+    async def latest(self, scope: Scope, limit: int) -> tuple[EntryInfo, ...]:
+        """See `Store.latest`."""
+        check_page(limit)
+        now = self._clock.now_ms()
+        live = [entry.info for entry in self._entries[scope].values() if not _is_expired(entry.info, now)]
+        return tuple(sorted(live, key=lambda info: (-info.updated_at, info.key))[:limit])
+
+    async def usage(self, scope: Scope) -> Usage:
+        """See `Store.usage`."""
+        entries = self._entries[scope].values()
+        return Usage(entries=len(entries), bytes=sum(entry.info.size for entry in entries))
+
+    async def collect(self, scope: Scope | None = None) -> Removed:
+        """See `Store.collect`."""
+        removed = [self._remove_expired(each) for each in (SCOPES if scope is None else (scope,))]
+        return Removed(entries=sum(each.entries for each in removed), bytes=sum(each.bytes for each in removed))
+
+    async def verify(self, scope: Scope | None = None) -> Verification:
+        """See `Store.verify`."""
+        used = [await self.usage(each) for each in (SCOPES if scope is None else (scope,))]
+        return Verification(
+            entries=sum(each.entries for each in used),
+            bytes=sum(each.bytes for each in used),
+            damaged=(),
+            usage_matches=True,
+        )
+
+    async def count(self, day: str, deltas: Mapping[str, int]) -> None:
+        """See `Store.count`."""
+        for name, n in deltas.items():
+            days = self._counts.setdefault(name, {})
+            days[day] = days.get(day, 0) + n
+
+    async def counts(self, since: str) -> Mapping[str, Mapping[str, int]]:
+        """See `Store.counts`."""
+        recent = {name: {day: n for day, n in days.items() if day >= since} for name, days in self._counts.items()}
+        return {name: days for name, days in recent.items() if days}
+
+    async def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
+        """See `Store.activity`."""
+        return self._written.get(scope), self._read.get(scope)
+
+    async def changes(self, after: str | None, limit: int = 1000) -> Changes:
+        """See `Store.changes`."""
+        check_page(limit)
+        last = self._trimmed + len(self._changes)
+        if after is None:
+            return Changes(events=(), next=f"{self._id}:{last}", reset=False)
+        known, _, number = after.rpartition(":")
+        at = int(number) if number.isascii() and number.isdecimal() and len(number) < len(known) else -1
+        if known != self._id or not self._trimmed <= at <= last:
+            return Changes(events=(), next=f"{self._id}:{last}", reset=True)
+        events = self._changes[at - self._trimmed :][:limit]
+        return Changes(events=tuple(events), next=f"{self._id}:{at + len(events)}", reset=False)
+
+    async def wait_for_change(self, after: str) -> None:
+        """See `Store.wait_for_change`."""
+        while after == f"{self._id}:{self._trimmed + len(self._changes)}":
+            await self._changed.wait()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+
+    def _live(self, scope: Scope, key: str) -> Entry:
+        names.check_key(key)
+        entry = self._entries[scope].get(key)
+        if entry is None:
+            raise not_found(scope, key)
+        if entry.info.expires_at is not None and entry.info.expires_at <= self._clock.now_ms():
+            raise expired(scope, key, entry.info.expires_at)
+        return entry
+
+    def _unexpired(self, scope: Scope, key: str) -> Entry | None:
+        try:
+            return self._live(scope, key)
+        except IrisError:
+            return None
+
+    def _make_room(self, scope: Scope, key: str, size: int, limits: Limits) -> None:
+        used = self._used_by_others(scope, key)
+        if used + size > limits.quota_bytes:
+            self._remove_expired(scope)
+            used = self._used_by_others(scope, key)
+        if used + size <= limits.quota_bytes:
+            return
+        raise QuotaExceededError(
+            f"{key!r} has {size} bytes, and {scope} holds {used} of {limits.quota_bytes}",
+            "the sum of a scope's values stays within its quota",
+            "delete what is not needed any more",
+        )
+
+    def _used_by_others(self, scope: Scope, key: str) -> int:
+        return sum(entry.info.size for name, entry in self._entries[scope].items() if name != key)
+
+    def _remove_expired(self, scope: Scope) -> Removed:
+        now = self._clock.now_ms()
+        gone = [
+            entry.info
+            for key, entry in self._entries[scope].items()
+            if _is_expired(entry.info, now - (GRACE_MS if (scope, key) in self._renewing else 0))
+        ]
+        for info in gone:
+            del self._entries[scope][info.key]
+            self._note(scope, info.key, "expire")
+        return Removed(entries=len(gone), bytes=sum(info.size for info in gone))
+
+    def _note(self, scope: Scope, key: str, op: Operation) -> None:
+        self._changes.append(Change(scope=scope, key=key, op=op, origin=self._id))
+        over = max(0, len(self._changes) - MAX_CHANGES)
+        del self._changes[:over]
+        self._trimmed += over
+        if op != "expire":
+            self._written[scope] = Activity(at=self._clock.now_ms(), by="memory")
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class MemoryReader:
+    """One generation of a value in memory."""
+
+    def __init__(self, entry: Entry) -> None:
+        """Read from an entry."""
+        self._entry = entry
+
+    @property
+    def info(self) -> EntryInfo:
+        """See `Reader.info`."""
+        return self._entry.info
+
+    async def read(self, offset: int, n: int) -> bytes:
+        """See `Reader.read`."""
+        return self._entry.value[offset : offset + n]
+
+
+def _is_expired(info: EntryInfo, now: int) -> bool:
+    return info.expires_at is not None and info.expires_at <= now

@@ -1,0 +1,197 @@
+"""The index's schema, how it is created and connected to, and SQLite's errors in our words.
+
+A new index is built under another name and renamed into place, so that no process ever sees half
+of one: a kill between `journal_mode` and the tables used to leave an index that nobody could open.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import sys
+import uuid
+from contextlib import closing, suppress
+from typing import Final, cast
+from urllib.parse import quote
+
+from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
+from iris_kv.model import SCOPES
+from iris_kv.store import names
+from iris_kv.store.folders import check_regular, create_file
+
+INDEX: Final = "index.db"
+SIDE_FILES: Final = (INDEX + "-wal", INDEX + "-shm")
+
+_APPLICATION_ID: Final = 0x49524B56
+_BUSY_S: Final = 10.0
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE entry(
+        scope TEXT NOT NULL, key TEXT NOT NULL, file TEXT NOT NULL, content_type TEXT NOT NULL,
+        size INTEGER NOT NULL, sha256 BLOB NOT NULL, created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL, expires_at INTEGER, accessed_at INTEGER, ttl INTEGER,
+        renew INTEGER NOT NULL, version INTEGER NOT NULL, metadata TEXT NOT NULL,
+        author TEXT NOT NULL, face TEXT NOT NULL, PRIMARY KEY(scope, key)) WITHOUT ROWID;
+    CREATE INDEX entry_expires_at ON entry(expires_at) WHERE expires_at IS NOT NULL;
+    CREATE TABLE usage(
+        scope TEXT PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+        written_at INTEGER, written_by TEXT, read_at INTEGER, read_by TEXT) WITHOUT ROWID;
+    CREATE TABLE change(
+        seq INTEGER PRIMARY KEY, scope TEXT NOT NULL, key TEXT NOT NULL,
+        op TEXT NOT NULL, at INTEGER NOT NULL, origin TEXT NOT NULL);
+    CREATE TABLE version(
+        scope TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, file TEXT NOT NULL,
+        content_type TEXT NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL,
+        created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, expires_at INTEGER,
+        ttl INTEGER, renew INTEGER NOT NULL, version INTEGER NOT NULL, metadata TEXT NOT NULL,
+        author TEXT NOT NULL, face TEXT NOT NULL, replaced_at INTEGER NOT NULL, op TEXT NOT NULL,
+        PRIMARY KEY(scope, key, seq)) WITHOUT ROWID;
+    CREATE TABLE counter(
+        name TEXT NOT NULL, day TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(name, day)) WITHOUT ROWID;
+    CREATE TABLE meta(k TEXT PRIMARY KEY, v TEXT NOT NULL) WITHOUT ROWID;
+    """,
+)
+
+
+def index_exists(folder: int, *, trust_owner: bool) -> bool:
+    """Tell whether the `.store` folder has an index.
+
+    Raises:
+        ForbiddenError: It, or a file beside it, is not a plain file of ours.
+    """
+    for name in SIDE_FILES:
+        check_regular(folder, name, f".store/{name}", trust_owner=trust_owner)
+    return check_regular(folder, INDEX, f".store/{INDEX}", trust_owner=trust_owner)
+
+
+def create_index(folder: int, aside: int, at_ms: int, last_seq: int) -> None:
+    """Create the index; the write lock must be held, and there must be none.
+
+    Args:
+        folder: The handle of `.store`.
+        aside: The folder that takes what an index before this one left: a write-ahead log beside a
+            new index would be replayed into it.
+        at_ms: The time.
+        last_seq: The highest number in the names of value files that are there already: numbering
+            goes on behind it, so that no name is used twice.
+    """
+    for name in SIDE_FILES:
+        with suppress(FileNotFoundError):
+            os.rename(name, f"{name}-{secrets.token_hex(4)}", src_dir_fd=folder, dst_dir_fd=aside)
+    temporary = names.TEMP_PREFIX + secrets.token_hex(8)
+    os.close(create_file(folder, temporary))
+    try:
+        _fill(folder, temporary, at_ms, last_seq)
+        os.rename(temporary, INDEX, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        if isinstance(error, sqlite3.Error):
+            raise explained(error) from error
+        raise
+
+
+def _fill(folder: int, name: str, at_ms: int, last_seq: int) -> None:
+    with closing(_connection(folder, name)) as connection:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(f"BEGIN;{''.join(_MIGRATIONS)};PRAGMA user_version={len(_MIGRATIONS)};")
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+        facts = {"workspace_id": uuid.uuid4().hex, "created_at": at_ms, "collected_at": at_ms, "first_seq": last_seq}
+        connection.executemany("INSERT INTO meta(k, v) VALUES(?,?)", [(k, str(v)) for k, v in facts.items()])
+        connection.executemany("INSERT INTO usage(scope) VALUES(?)", [(scope,) for scope in SCOPES])
+        # The feed always keeps its newest row, so that max(seq) never falls: without AUTOINCREMENT,
+        # which costs one more page in every commit.
+        connection.execute("INSERT INTO change VALUES(?,?,'','clear',?,'')", (last_seq, SCOPES[0], at_ms))
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode=WAL").fetchall()
+
+
+def connect(folder: int, *, durable: bool) -> sqlite3.Connection:
+    """Connect to the index in the `.store` folder and refuse one that this version does not know.
+
+    Raises:
+        UnavailableError: It cannot be opened, or a newer iris-kv wrote it.
+        CorruptError: It is damaged, or not an index of iris-kv.
+    """
+    connection = None
+    try:
+        connection = _connection(folder, INDEX)
+        for pragma in (
+            f"synchronous={'FULL' if durable else 'NORMAL'}",
+            "wal_autocheckpoint=4000",
+            "journal_size_limit=67108864",
+            "mmap_size=0",
+            "trusted_schema=OFF",
+            *(["fullfsync=ON"] if sys.platform == "darwin" else []),
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        _check_schema(connection)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise explained(error) from error
+        raise
+    return connection
+
+
+def _connection(folder: int, name: str) -> sqlite3.Connection:
+    where = f"/proc/self/fd/{folder}" if sys.platform == "linux" else quote(_folder_path(folder))
+    return sqlite3.connect(
+        f"file:{where}/{name}?mode=rw", uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+    )
+
+
+def _check_schema(connection: sqlite3.Connection) -> None:
+    version = _pragma(connection, "user_version")
+    if version == 0 or _pragma(connection, "application_id") != _APPLICATION_ID:
+        raise damaged_index()
+    if version > len(_MIGRATIONS):
+        raise UnavailableError(
+            f"the index has schema {version}, and this iris-kv knows up to {len(_MIGRATIONS)}",
+            "a newer iris-kv wrote it; instructions and prompts are still served",
+            "upgrade this iris-kv, or end the windows that run the older one",
+        )
+
+
+def explained(error: sqlite3.Error) -> IrisError:
+    """Return the error of ours for one of SQLite's."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return BusyError(f"the index is locked ({error})", "one process writes at a time", "try again in a moment")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT):
+        return damaged_index()
+    if code == sqlite3.SQLITE_FULL:
+        return UnavailableError(
+            "the disk is full, so nothing was written",
+            "what was stored before is intact",
+            "free space on the workspace's disk, or delete entries, then try again",
+        )
+    return UnavailableError(
+        f"the index cannot be used ({error})",
+        "the store needs a folder that this user may write, on a disk with room",
+        "free space or mend the permissions of .iris/kv-cache, then try again",
+    )
+
+
+def damaged_index() -> CorruptError:
+    """Return the error for an index that is not one, or not one of ours."""
+    return CorruptError(
+        ".iris/kv-cache/.store/index.db is damaged or not an index of iris-kv",
+        "nothing is served from a damaged index; the value files beside it are untouched",
+        "stop all iris-kv processes of this workspace, keep a copy of .iris/kv-cache, and move index.db,"
+        " index.db-wal and index.db-shm away; a new cache starts then",
+    )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return cast("int", connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _folder_path(folder: int) -> str:
+    import fcntl  # noqa: PLC0415 - F_GETPATH exists on macOS only
+
+    buffer = fcntl.fcntl(folder, getattr(fcntl, "F_GETPATH", 50), bytes(1024))
+    return buffer.rstrip(b"\0").decode()

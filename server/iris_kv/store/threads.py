@@ -1,0 +1,106 @@
+"""The synchronous store of one process, and the threads that work on it.
+
+One hop to a thread that does all the work takes 0.17 ms where several small ones take over 0.5 ms.
+Four threads read and one writes at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from iris_kv.errors import UnavailableError
+from iris_kv.model import Scope
+from iris_kv.store.cache import CacheOptions
+from iris_kv.store.engine import Engine
+from iris_kv.store.manifests import Manifests
+from iris_kv.store.reading import Reading
+from iris_kv.store.upkeep import Upkeep
+from iris_kv.store.writing import Writing
+
+READERS: Final = 4
+
+_T = TypeVar("_T")
+
+
+class StoreThreads:
+    """Runs work on the store in threads, and knows when none is left."""
+
+    def __init__(self, options: CacheOptions) -> None:
+        """Prepare; the cache is opened by the first work."""
+        self.pid: Final = os.getpid()
+        self.engine: Final = Engine(options)
+        self.reading: Final = Reading(self.engine)
+        self.writing: Final = Writing(self.engine, self.reading)
+        self.manifests: Final = Manifests(self.engine)
+        self.upkeep: Final = Upkeep(self.engine, self.reading, self.writing, self.manifests)
+        self._readers = CapacityLimiter(READERS)
+        self._writer = CapacityLimiter(1)
+        self.notice = anyio.Event()
+        """Set at the next change that this process makes, and replaced then."""
+        self._running = 0
+        self._idle = threading.Condition()
+
+    async def read(self, work: Callable[[], _T]) -> _T:
+        """Do some reading."""
+        return await self._run(work, self._readers)
+
+    async def write(self, work: Callable[[], _T]) -> _T:
+        """Do some writing; no other of this process's runs meanwhile."""
+        return await self._run(work, self._writer)
+
+    async def _run(self, work: Callable[[], _T], limiter: CapacityLimiter) -> _T:
+        try:
+            return await to_thread.run_sync(self._counted, work, limiter=limiter)
+        except OSError as error:
+            raise _disk_error(error) from error
+
+    def _counted(self, work: Callable[[], _T]) -> _T:
+        with self._idle:
+            self._running += 1
+        try:
+            return work()
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def note_written(self, *scopes: Scope) -> None:
+        """Have the manifests of some scopes written anew, and wake everyone who waits for a change."""
+        self.manifests.mark_stale(*scopes)
+        notice, self.notice = self.notice, anyio.Event()
+        notice.set()
+
+    async def close(self) -> None:
+        """Write what is pending and close, once nothing runs any more.
+
+        A task cancelled by asyncio itself gives its place up while its thread still works, so the
+        limiters do not tell when the last thread is done.
+        """
+        await to_thread.run_sync(self._close, limiter=self._writer)
+
+    def _close(self) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0)
+        self.manifests.close()
+        self.engine.close()
+
+
+def _disk_error(error: OSError) -> UnavailableError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnavailableError(
+            "the disk is full, so nothing was written",
+            "what was stored before is intact",
+            "free space on the workspace's disk, or delete entries, then try again",
+        )
+    return UnavailableError(
+        f"the disk answered {error.strerror or type(error).__name__}",
+        "what was stored before is intact",
+        "mend the disk or the permissions of .iris/kv-cache, then try again",
+    )

@@ -1,0 +1,161 @@
+"""Collection and verification of the file store."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from iris_kv.model import SCOPES, Damage, Removed, Scope, Verification
+from iris_kv.store import names
+from iris_kv.store.cache import OpenCache
+from iris_kv.store.engine import Engine
+from iris_kv.store.manifests import Manifests
+from iris_kv.store.queries import PAGE_ROWS
+from iris_kv.store.reading import Reading
+from iris_kv.store.schema import INDEX
+from iris_kv.store.writing import Writing
+
+COLLECT_EVERY_MS: Final = 600_000
+
+_TEMPORARY_AGE_S: Final = 3600
+_WAL_BYTES: Final = 8_000_000
+_RECOVERY_BYTES: Final = 1_000_000
+_GC_LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Upkeep:
+    """What keeps a store tidy, beside its operations."""
+
+    def __init__(self, engine: Engine, reading: Reading, writing: Writing, manifests: Manifests) -> None:
+        """Look after one engine's store."""
+        self._engine = engine
+        self._reading = reading
+        self._writing = writing
+        self._manifests = manifests
+
+    def is_due(self) -> bool:
+        """Tell whether the last collection is over ten minutes old."""
+        collected_at = int(self._engine.ask(lambda index: index.meta("collected_at")) or 0)
+        # One that lies ahead was noted by a clock that was set back since.
+        return not 0 <= self._engine.clock.now_ms() - collected_at < COLLECT_EVERY_MS
+
+    def collect(self, scope: Scope | None) -> Removed:
+        """Remove expired entries; for all scopes also orphans, and tidy logs and manifests.
+
+        One process tidies at a time; another that comes meanwhile removes expired entries only.
+        """
+        scopes = SCOPES if scope is None else (scope,)
+        with self._engine.writing() as cache:
+            self._engine.tell_reads(cache)
+            with cache.index.writer.transaction():
+                cache.index.writer.set_meta("collected_at", str(self._engine.clock.now_ms()))
+                cache.index.writer.trim_changes()
+        removed = self._remove_expired(scopes)
+        if scope is None:
+            with self._alone() as alone:
+                if alone:
+                    self._tidy()
+        return removed
+
+    def _remove_expired(self, scopes: tuple[Scope, ...]) -> Removed:
+        """Remove expired entries, letting others write after each 500."""
+        n = size = 0
+        while True:
+            with self._engine.writing() as cache:
+                rows = self._writing.remove_some_expired(cache, scopes)
+            stale: set[Scope] = {row.scope for row in rows}
+            self._manifests.mark_stale(*stale)
+            n, size = n + len(rows), size + sum(row.size for row in rows)
+            if len(rows) < PAGE_ROWS:
+                return Removed(entries=n, bytes=size)
+
+    @contextmanager
+    def _alone(self) -> Generator[bool]:
+        handle = os.open("gc.lock", _GC_LOCK, 0o600, dir_fd=self._engine.cache().folders.store)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(handle)
+
+    def _tidy(self) -> None:
+        for scope in SCOPES:
+            self._remove_orphans(scope)
+        with self._engine.writing() as cache:
+            _remove_old_temporaries(cache.folders.store)
+            if _size(cache.folders.store, INDEX + "-wal") > _WAL_BYTES:
+                cache.index.writer.checkpoint()
+            cache.write_reserve()
+            self._shorten_recovery_log(cache)
+        self._manifests.mark_stale(*SCOPES)
+        self._manifests.write(all_sizes=True)
+
+    def _remove_orphans(self, scope: Scope) -> None:
+        """Remove files that no row names: listed without the lock, and looked at again under it."""
+        cache = self._engine.cache()
+        folder = cache.folders.scope(scope)
+        _remove_old_temporaries(folder)
+        known = {row.file for row in cache.index.readers.all_rows(scope)}
+        # A file of an index before this one is not an orphan: a rebuild may want it.
+        suspects = [
+            file for file in os.listdir(folder) if file not in known and cache.first_seq < (names.seq_of(file) or 0)
+        ]
+        for start in range(0, len(suspects), PAGE_ROWS):
+            with self._engine.writing() as current:
+                if current is cache:
+                    self._remove_unnamed(cache, scope, suspects[start : start + PAGE_ROWS])
+
+    def _remove_unnamed(self, cache: OpenCache, scope: Scope, files: list[str]) -> None:
+        writer = cache.index.writer
+        # First a real write: it overwrites what a commit with an unknown outcome left in the log,
+        # which could otherwise come back after a crash and name one of these files.
+        with writer.transaction():
+            writer.set_meta("orphans_at", str(self._engine.clock.now_ms()))
+        for file in set(files) - writer.named_files(scope, files):
+            with suppress(OSError):
+                os.unlink(file, dir_fd=cache.folders.scope(scope))
+
+    def _shorten_recovery_log(self, cache: OpenCache) -> None:
+        if cache.recovery.size() > _RECOVERY_BYTES:
+            writer = cache.index.writer
+            n_rows = sum(writer.usage(scope).entries for scope in SCOPES)
+            cache.recovery.shorten((row for scope in SCOPES for row in writer.all_rows(scope)), n_rows)
+
+    def verify(self, scope: Scope | None) -> Verification:
+        """Read and hash every value; damaged ones are reported, and put aside as a read would do."""
+        n = size = 0
+        damaged: list[Damage] = []
+        matching = True
+        for each in SCOPES if scope is None else (scope,):
+            readers = self._engine.fresh_cache().index.readers
+            for row in readers.all_rows(each):
+                n, size = n + 1, size + row.size
+                damage = self._reading.damage(row)
+                damaged.extend([] if damage is None else [damage])
+            with readers.snapshot() as index:
+                matching = matching and index.usage(each) == index.summed_usage(each)
+        return Verification(entries=n, bytes=size, damaged=tuple(damaged), usage_matches=matching)
+
+
+def _remove_old_temporaries(folder: int) -> None:
+    """Remove what writers that were killed left behind; by the disk's clock, as it set the files' times."""
+    for file in os.listdir(folder):
+        if file.startswith(names.TEMP_PREFIX):
+            with suppress(OSError):
+                age_s = time.time() - os.stat(file, dir_fd=folder, follow_symlinks=False).st_mtime
+                if age_s > _TEMPORARY_AGE_S:
+                    os.unlink(file, dir_fd=folder)
+
+
+def _size(folder: int, name: str) -> int:
+    with suppress(OSError):
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+    return 0

@@ -1,0 +1,82 @@
+"""A value on its way into the store: a temporary file that nobody sees before the put commits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+from contextlib import suppress
+from typing import Final
+
+from iris_kv.errors import UnavailableError
+from iris_kv.model import Limits, Scope
+from iris_kv.store import names
+from iris_kv.store.cache import OpenCache
+from iris_kv.store.checks import check_size
+from iris_kv.store.folders import create_file, write_all
+
+
+class Upload:
+    """One temporary file in the scope's own folder, so that its rename never crosses file systems.
+
+    A task that is cancelled may discard an upload while a thread still writes to it: the mutex
+    keeps that thread from a descriptor whose number is already another file's.
+    """
+
+    def __init__(self, cache: OpenCache, scope: Scope, limits: Limits) -> None:
+        """Prepare; the file is created by the first write."""
+        self._cache = cache  # held, so that the folder stays open
+        self.folder: Final = cache.folders.scope(scope)
+        self.name: Final = names.TEMP_PREFIX + secrets.token_hex(8)
+        self.size = 0
+        self._limits = limits
+        self._sha = hashlib.sha256()
+        self._mutex = threading.Lock()
+        self._handle: int | None = None
+        self._ended = False
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk.
+
+        Raises:
+            TooLargeError: The value would be over the limit of its scope.
+            FileNotFoundError: The scope's folder was deleted.
+        """
+        with self._mutex:
+            handle = self._open()
+            check_size(self.size + len(chunk), self._limits)
+            write_all(handle, chunk)
+            self._sha.update(chunk)
+            self.size += len(chunk)
+
+    def finish(self, *, durable: bool) -> bytes:
+        """Bring the file to disk, end the upload and return the value's SHA-256."""
+        with self._mutex:
+            handle = self._open()
+            if durable:
+                os.fsync(handle)
+            self._close()
+            return self._sha.digest()
+
+    def discard(self) -> None:
+        """Remove the temporary file if it is still there."""
+        with self._mutex:
+            self._close()
+            with suppress(OSError):
+                os.unlink(self.name, dir_fd=self.folder)
+
+    def _open(self) -> int:
+        if self._ended:
+            raise UnavailableError(
+                "the upload was ended already", "it was cancelled, and nothing was written", "put the value again"
+            )
+        if self._handle is None:
+            self._handle = create_file(self.folder, self.name)
+        return self._handle
+
+    def _close(self) -> None:
+        self._ended = True
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)

@@ -1,0 +1,261 @@
+"""Writing the file store: a put is acknowledged by COMMIT, and what it replaces stays whole until then.
+
+Before COMMIT the value's file was written, fsynced and renamed to a name that was never used, and
+the folder was fsynced, all but the first under the write lock. A value's file is never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from iris_kv.errors import CorruptError, QuotaExceededError, UnavailableError
+from iris_kv.model import EntryInfo, Removed, Scope
+from iris_kv.store import names
+from iris_kv.store.base import GRACE_MS
+from iris_kv.store.cache import OpenCache
+from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_put, check_size
+from iris_kv.store.engine import Engine
+from iris_kv.store.queries import PAGE_ROWS, Order, Row
+from iris_kv.store.reading import Reading
+from iris_kv.store.upload import Upload
+
+_NAMES_TRIED: Final = 100
+
+
+class Writing:
+    """The writes of one store, each on the calling thread."""
+
+    def __init__(self, engine: Engine, reading: Reading) -> None:
+        """Write through an engine."""
+        self._engine = engine
+        self._reading = reading
+
+    def put(self, request: PutRequest, value: bytes) -> EntryInfo:
+        """Write a value in one go."""
+        check_put(request)
+        check_size(len(value), request.limits)
+        cache = self._engine.fresh_cache()
+        self._refuse_early(cache, request, len(value))
+        try:
+            return self._upload(cache, request, value)
+        except FileNotFoundError:
+            # The cache, or a folder of it, was deleted under us.
+            return self._upload(self._engine.fresh_cache(distrust=cache), request, value)
+
+    def _upload(self, cache: OpenCache, request: PutRequest, value: bytes) -> EntryInfo:
+        upload = Upload(cache, request.scope, request.limits)
+        try:
+            upload.write(value)
+            return self._commit(request, upload)
+        finally:
+            upload.discard()
+
+    def begin(self, request: PutRequest) -> Upload:
+        """Start an upload of a value that comes in chunks; the caller discards it in any case."""
+        check_put(request)
+        return Upload(self._engine.fresh_cache(), request.scope, request.limits)
+
+    def commit(self, request: PutRequest, upload: Upload) -> EntryInfo:
+        """Make an upload the entry's value; it is acknowledged when this returns."""
+        try:
+            return self._commit(request, upload)
+        except FileNotFoundError:
+            raise UnavailableError(
+                "the cache was deleted while the value was written",
+                "nothing of it was kept",
+                "put the value again",
+            ) from None
+
+    def _refuse_early(self, cache: OpenCache, request: PutRequest, size: int) -> None:
+        """Spare the disk a value that a look at the index shows to be over the quota."""
+        used = cache.index.readers.usage(request.scope).bytes
+        if used + size > request.limits.quota_bytes:
+            with self._engine.writing() as current:
+                self._make_room(current, request, size)
+
+    def _commit(self, request: PutRequest, upload: Upload) -> EntryInfo:
+        sha256 = upload.finish(durable=self._engine.options.durable)
+        with self._engine.writing() as cache:
+            old = self._make_room(cache, request, upload.size)
+            row = self._store(cache, request, upload, sha256, old)
+            cache.recovery.append_put(row)
+        if old is not None:
+            _unlink(cache, request.scope, old.file)
+        return row.info(row.expires_at)
+
+    def _store(self, cache: OpenCache, request: PutRequest, upload: Upload, sha256: bytes, old: Row | None) -> Row:
+        scope, writer = request.scope, cache.index.writer
+        folder = cache.folders.scope(scope)
+        with writer.transaction():
+            now = self._engine.clock.now_ms()
+            live = None if old is None or self._engine.notes.is_expired(old, now) else old
+            row = _new_row(request, self._free_name(cache, request, now), upload.size, sha256, live, now)
+            os.rename(upload.name, row.file, src_dir_fd=upload.folder, dst_dir_fd=folder)
+            # Undone only here: when COMMIT itself fails, the row may be in the log, and the file must stay.
+            try:
+                if self._engine.options.durable:
+                    os.fsync(folder)
+                writer.store_row(row)
+                writer.add_usage(scope, 0 if old else 1, row.size - (old.size if old else 0))
+                writer.note_write(scope, now, self._engine.by)
+            except BaseException:
+                _unlink(cache, scope, row.file)
+                raise
+        return row
+
+    def _free_name(self, cache: OpenCache, request: PutRequest, now: int) -> str:
+        """Append to the change feed and return the file name that goes with the change's number.
+
+        A commit that failed with its outcome unknown leaves a file whose number is not used up; the
+        next number is taken then.
+        """
+        folder = cache.folders.scope(request.scope)
+        file = ""
+        for _ in range(_NAMES_TRIED):
+            seq = cache.index.writer.add_change(request.scope, request.key, "put", now, self._engine.origin)
+            file = names.value_file(request.scope, request.key, seq, request.content_type)
+            try:
+                os.stat(file, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                return file
+        raise CorruptError(
+            f"files with the next {_NAMES_TRIED} names of {request.key!r} stand there already",
+            "names are never used twice, so another program put them there",
+            f"move {file!r} and its like out of .iris/kv-cache/{request.scope} and write again",
+        )
+
+    def _make_room(self, cache: OpenCache, request: PutRequest, size: int) -> Row | None:
+        """Return the row to be replaced, after the checks that need the write lock.
+
+        Raises:
+            ConflictError: `if_digest` does not match.
+            QuotaExceededError: There is no room, even without the scope's expired entries.
+        """
+        scope, writer = request.scope, cache.index.writer
+        old = writer.entry(scope, request.key)
+        live = old if old is not None and not self._engine.notes.is_expired(old, self._engine.clock.now_ms()) else None
+        check_expected(None if live is None else live.info(None), request.if_digest, scope, request.key)
+        used = self._used_by_others(cache, scope, old)
+        if used + size > request.limits.quota_bytes:
+            self.remove_expired(cache, (scope,))
+            old = writer.entry(scope, request.key)
+            used = self._used_by_others(cache, scope, old)
+        if used + size > request.limits.quota_bytes:
+            raise self._quota_error(cache, request, size, used)
+        return old
+
+    def _used_by_others(self, cache: OpenCache, scope: Scope, old: Row | None) -> int:
+        return cache.index.writer.usage(scope).bytes - (0 if old is None else old.size)
+
+    def _quota_error(self, cache: OpenCache, request: PutRequest, size: int, used: int) -> QuotaExceededError:
+        def named(order: Order) -> str:
+            rows = cache.index.writer.ranked(request.scope, order, 3)
+            return ", ".join(f"{row.key!r} ({row.size} bytes)" for row in rows) or "none"
+
+        return QuotaExceededError(
+            f"{request.key!r} has {size} bytes, and {request.scope} holds {used} of {request.limits.quota_bytes}",
+            f"largest: {named('size DESC')}; oldest: {named('updated_at')}",
+            "delete what is not needed any more, or raise the quota of the scope in the settings",
+        )
+
+    def delete(self, scope: Scope, key: str, if_digest: str | None) -> EntryInfo:
+        """Delete a live entry and return what it was."""
+        names.check_key(key)
+        check_if_digest(if_digest)
+        with self._engine.writing() as cache:
+            writer = cache.index.writer
+            row = self._reading.live(scope, key, writer.entry(scope, key))
+            info = row.info(self._engine.notes.expiry(row))
+            check_expected(info, if_digest, scope, key)
+            now = self._engine.clock.now_ms()
+            with writer.transaction():
+                seq = writer.add_change(scope, key, "delete", now, self._engine.origin)
+                writer.delete_row(row)
+                writer.add_usage(scope, -1, -row.size)
+                writer.note_write(scope, now, self._engine.by)
+            cache.recovery.append_removed("delete", {seq: row})
+        _unlink(cache, scope, row.file)
+        return info
+
+    def clear(self, scope: Scope) -> Removed:
+        """Delete every entry of a scope."""
+        with self._engine.writing() as cache:
+            writer = cache.index.writer
+            now = self._engine.clock.now_ms()
+            files = os.listdir(cache.folders.scope(scope))
+            with writer.transaction():
+                seq = writer.add_change(scope, "", "clear", now, self._engine.origin)
+                removed = writer.delete_scope(scope)
+                writer.note_write(scope, now, self._engine.by)
+            cache.recovery.append_clear(seq, scope)
+        for file in files:
+            # Not what an index before this one left: a rebuild may want it.
+            if cache.first_seq < (names.seq_of(file) or 0) < seq:
+                _unlink(cache, scope, file)
+        return removed
+
+    def remove_expired(self, cache: OpenCache, scopes: tuple[Scope, ...]) -> Removed:
+        """Remove all expired entries of some scopes; the write lock must be held."""
+        self._engine.tell_reads(cache)
+        n = size = 0
+        while True:
+            rows = self.remove_some_expired(cache, scopes)
+            n, size = n + len(rows), size + sum(row.size for row in rows)
+            if len(rows) < PAGE_ROWS:
+                return Removed(entries=n, bytes=size)
+
+    def remove_some_expired(self, cache: OpenCache, scopes: tuple[Scope, ...]) -> list[Row]:
+        """Remove up to 500 expired entries of some scopes and return them; the write lock must be held."""
+        writer = cache.index.writer
+        now = self._engine.clock.now_ms()
+        rows = [
+            row for row in writer.expired_rows(scopes, now, now - GRACE_MS) if self._engine.notes.is_expired(row, now)
+        ]
+        if rows:
+            removed: dict[int, Row] = {}
+            with writer.transaction():
+                for row in rows:
+                    removed[writer.add_change(row.scope, row.key, "expire", now, self._engine.origin)] = row
+                    writer.delete_row(row)
+                    writer.add_usage(row.scope, -1, -row.size)
+            cache.recovery.append_removed("expire", removed)
+            for row in rows:
+                _unlink(cache, row.scope, row.file)
+        return rows
+
+    def count(self, day: str, deltas: Mapping[str, int]) -> None:
+        """Add to the counters of a day."""
+        with self._engine.writing() as cache, cache.index.writer.transaction():
+            cache.index.writer.add_counts(day, deltas)
+
+
+def _new_row(request: PutRequest, file: str, size: int, sha256: bytes, live: Row | None, now: int) -> Row:
+    ttl = request.effective_ttl_ms
+    return Row(
+        scope=request.scope,
+        key=request.key,
+        file=file,
+        content_type=request.content_type,
+        size=size,
+        sha256=sha256,
+        created_at=now if live is None else live.created_at,
+        updated_at=now,
+        expires_at=None if ttl is None else now + ttl,
+        accessed_at=None,
+        ttl=ttl,
+        renew=int(request.limits.renew),
+        version=1 if live is None else live.version + 1,
+        metadata=json.dumps(dict(request.metadata), ensure_ascii=False) if request.metadata else "{}",
+        author=request.provenance.author,
+        face=request.provenance.face,
+    )
+
+
+def _unlink(cache: OpenCache, scope: Scope, file: str) -> None:
+    """Remove a value's file that no row names."""
+    with suppress(OSError):
+        os.unlink(file, dir_fd=cache.folders.scope(scope))

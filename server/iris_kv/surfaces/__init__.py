@@ -1,0 +1,1 @@
+"""The faces: ways in, which translate and hold no logic."""

@@ -1,0 +1,250 @@
+"""The MCP server: the SDK's low-level server with our tools, resources, prompts and completions.
+
+The low-level server is public, gives every handler the request's context, answers in both eras,
+and leaves names, schemas, paging and errors to us, so no private part of the SDK is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import anyio
+from mcp.server import NotificationOptions, Server, ServerRequestContext
+from mcp.server.models import InitializationOptions
+from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    CompleteRequestParams,
+    CompleteResult,
+    Completion,
+    GetPromptRequestParams,
+    GetPromptResult,
+    InputRequiredResult,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    ListToolsResult,
+    NotificationParams,
+    PaginatedRequestParams,
+    Prompt,
+    PromptArgument,
+    PromptMessage,
+    PromptReference,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    TextContent,
+)
+
+from iris_kv import __version__
+from iris_kv.errors import InvalidArgumentError, IrisError
+from iris_kv.resume import resume
+from iris_kv.settings import Profile
+from iris_kv.surfaces import resources
+from iris_kv.surfaces.arguments import CacheClear, parsed
+from iris_kv.surfaces.consent import consent_to_clear
+from iris_kv.surfaces.notify import Notifier
+from iris_kv.surfaces.tools import Tool, offered
+from iris_kv.workspace import Workspace
+
+NAME: Final = "iris-kv"
+
+Context = ServerRequestContext[Any, Any]
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+PROMPTS: Final = (
+    Prompt(
+        name="system",
+        title="System prompt",
+        description="The system prompt: compact with the trigger table, or full with every instruction",
+        arguments=[PromptArgument(name="variant", description="compact or full; omitted: as configured")],
+    ),
+    Prompt(
+        name="resume",
+        title="Resume work",
+        description="What is known of this workspace: project summary, open tasks, instructions in use",
+    ),
+)
+
+
+class IrisServer(Server[Any]):
+    """The server of one workspace."""
+
+    def __init__(self, workspace: Workspace, profile: Profile) -> None:
+        """Offer a workspace with the tools of a profile."""
+        self._workspace = workspace
+        self._offered = {tool.name: tool for tool in offered(profile)}
+        self.notifier = Notifier(workspace, self._renew_instructions)
+        super().__init__(
+            NAME,
+            version=__version__,
+            title="iris-kv",
+            instructions=workspace.prompts.server_instructions(),
+            lifespan=self._lifespan,
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+            on_list_resources=self._list_resources,
+            on_list_resource_templates=self._list_templates,
+            on_read_resource=self._read_resource,
+            on_subscribe_resource=self.notifier.on_subscribe,
+            on_unsubscribe_resource=self.notifier.on_unsubscribe,
+            on_subscriptions_listen=self.notifier.on_listen,
+            on_list_prompts=self._list_prompts,
+            on_get_prompt=self._get_prompt,
+            on_completion=self._complete,
+        )
+        self.add_notification_handler(
+            "notifications/initialized", NotificationParams, self.notifier.on_initialized
+        )
+
+    def _renew_instructions(self) -> None:
+        self.instructions = self._workspace.prompts.server_instructions()
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Server[Any]) -> AsyncGenerator[dict[str, Any]]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.notifier.run)
+            yield {}
+            tasks.cancel_scope.cancel()
+
+    def create_initialization_options(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, dict[str, Any]] | None = None,
+        extensions: dict[str, dict[str, Any]] | None = None,
+    ) -> InitializationOptions:
+        """Advertise the notifications that are really sent; see the SDK's method."""
+        sent = NotificationOptions(resources_changed=True, tools_changed=True)
+        return super().create_initialization_options(
+            notification_options or sent, experimental_capabilities, extensions
+        )
+
+    # Tools
+
+    async def _list_tools(self, _: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
+        _refuse_cursor(params)
+        tags = [instruction.tag for instruction in await self._workspace.instructions()]
+        return ListToolsResult(tools=[tool.described(tags) for tool in self._offered.values()])
+
+    async def _call_tool(
+        self, context: Context, params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult:
+        tool = self._offered.get(params.name)
+        if tool is None:
+            known = ", ".join(self._offered)
+            raise MCPError(INVALID_PARAMS, f"unknown tool {params.name!r}; the tools are {known}; call one of them")
+        try:
+            return await self._answer(tool, context, params)
+        except IrisError as error:
+            return _failure(str(error))
+        except Exception:
+            _log.exception("the tool %s failed", tool.name)
+            return _failure(
+                f"unavailable: {tool.name} failed in a way that was not foreseen; nothing acknowledged is lost;"
+                " try again, and if it stays, look at `iris-kv doctor`"
+            )
+
+    async def _answer(
+        self, tool: Tool, context: Context, params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult:
+        arguments = parsed(tool.name, tool.arguments, params.arguments or {})
+        if isinstance(arguments, CacheClear):
+            question = await consent_to_clear(context, params, arguments)
+            if question is not None:
+                return question
+        answer = await tool.run(self._workspace, arguments)
+        if isinstance(answer, CallToolResult):
+            return answer
+        return CallToolResult(content=[TextContent(type="text", text=answer)])
+
+    # Resources
+
+    async def _list_resources(self, _: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+        cursor = None if params is None else params.cursor
+        try:
+            return await resources.list_resources(self._workspace, cursor)
+        except InvalidArgumentError as error:
+            raise _protocol_error(error) from None
+        except IrisError as error:
+            _log.warning("entries cannot be listed: %s", error)
+            return await resources.list_fixed(self._workspace)
+
+    async def _list_templates(
+        self, _: Context, params: PaginatedRequestParams | None
+    ) -> ListResourceTemplatesResult:
+        _refuse_cursor(params)
+        return ListResourceTemplatesResult(resource_templates=list(resources.TEMPLATES))
+
+    async def _read_resource(self, _: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+        uri = str(params.uri)
+        return await _translated(lambda: resources.read_resource(self._workspace, uri), uri=uri)
+
+    # Prompts and completions
+
+    async def _list_prompts(self, _: Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
+        _refuse_cursor(params)
+        return ListPromptsResult(prompts=list(PROMPTS))
+
+    async def _get_prompt(self, _: Context, params: GetPromptRequestParams) -> GetPromptResult:
+        arguments = params.arguments or {}
+        prompt = next((each for each in PROMPTS if each.name == params.name), None)
+        if prompt is None:
+            raise MCPError(INVALID_PARAMS, f"unknown prompt {params.name!r}; the prompts are system and resume")
+        known = {argument.name for argument in prompt.arguments or ()}
+        unknown = sorted(set(arguments) - known)
+        if unknown:
+            allowed = ", ".join(known) or "none"
+            raise MCPError(INVALID_PARAMS, f"unknown arguments {unknown} of {params.name}; allowed: {allowed}")
+        return await _translated(lambda: self._render(prompt.name, arguments.get("variant")))
+
+    async def _render(self, name: str, variant: str | None) -> GetPromptResult:
+        if name == "resume":
+            return _prompt("What is known of this workspace", await resume(self._workspace))
+        prompt = await self._workspace.prompt(variant or None)
+        return _prompt(f"{prompt.variant} system prompt (chosen by: {prompt.reason})", prompt.text)
+
+    async def _complete(self, _: Context, params: CompleteRequestParams) -> CompleteResult:
+        if isinstance(params.ref, PromptReference) and params.ref.name != "system":
+            return CompleteResult(completion=Completion(values=[]))
+        context = (params.context.arguments if params.context else None) or {}
+        argument = params.argument
+        found = await _translated(
+            lambda: resources.complete(self._workspace, argument.name, argument.value, context)
+        )
+        most = resources.COMPLETIONS
+        return CompleteResult(
+            completion=Completion(values=found[:most], total=len(found), has_more=len(found) > most)
+        )
+
+
+def _failure(text: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
+
+
+def _prompt(description: str, text: str) -> GetPromptResult:
+    message = PromptMessage(role="user", content=TextContent(type="text", text=text))
+    return GetPromptResult(description=description, messages=[message])
+
+
+def _refuse_cursor(params: PaginatedRequestParams | None) -> None:
+    if params is not None and params.cursor is not None:
+        raise MCPError(INVALID_PARAMS, "this list has one page; list it without a cursor")
+
+
+async def _translated(work: Callable[[], Awaitable[_T]], *, uri: str | None = None) -> _T:
+    try:
+        return await work()
+    except IrisError as error:
+        raise _protocol_error(error, uri) from None
+
+
+def _protocol_error(error: IrisError, uri: str | None = None) -> MCPError:
+    at_fault = ("invalid_argument", "not_found", "expired", "forbidden")
+    data = {"code": error.code} if uri is None else {"code": error.code, "uri": uri}
+    return MCPError(INVALID_PARAMS if error.code in at_fault else INTERNAL_ERROR, str(error), data)

@@ -1,0 +1,529 @@
+"""One open workspace: the few methods that every face calls."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from iris_kv import intake, reading
+from iris_kv.errors import IrisError, NotFoundError, UnavailableError
+from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource, LibraryError, section
+from iris_kv.location import Location, find_workspace
+from iris_kv.model import (
+    SCOPES,
+    Activity,
+    Clock,
+    Entry,
+    EntryInfo,
+    Face,
+    Frozen,
+    Page,
+    Removed,
+    Scope,
+    Verification,
+)
+from iris_kv.policy import Principal, check_access
+from iris_kv.prompts import Prompt, PromptSelector, PromptSource, Variant
+from iris_kv.seeding import SeedReport, degradation, prompt_key, seed
+from iris_kv.settings import HOUR_MS, Settings, load_settings, shipped
+from iris_kv.store.files import FileStore
+from iris_kv.tokens import TokenCounter
+
+SUMMARY_KEY: Final = "summary"
+REFRESH_MS: Final = 1_000
+
+_COLLECT_EVERY_S: Final = 600
+_NEAREST: Final = 5
+_KEYS_COMPARED: Final = 2_000
+_RECENT_DAYS: Final = 7
+_CALLS: Final = "get_instruction:"
+
+_log = logging.getLogger(__name__)
+
+
+class SystemClock:
+    """The machine's wall clock."""
+
+    def now_ms(self) -> int:
+        """Return the milliseconds since the epoch."""
+        return time.time_ns() // 1_000_000
+
+
+class ScopeStats(Frozen):
+    """What one scope holds and may hold."""
+
+    scope: Scope
+    entries: int
+    bytes: int
+    quota_bytes: int
+    ttl_hours: float | None
+    """The default TTL; None: never expires."""
+
+
+class Stats(Frozen):
+    """What a workspace holds."""
+
+    scopes: tuple[ScopeStats, ...]
+    instructions: int
+    instruction_errors: tuple[LibraryError, ...]
+    prompt_variant: Variant
+    prompt_reason: str
+
+
+class ScopeActivity(Frozen):
+    """When a scope was last written and last read; None: never."""
+
+    scope: Scope
+    written: Activity | None
+    read: Activity | None
+
+
+class Workspace:
+    """A workspace with its settings, instructions, prompts and store.
+
+    Instructions and prompts are always served. The store is opened at its first use; where that
+    fails, every store method raises why, and tries again the next time.
+    """
+
+    def __init__(
+        self,
+        location: Location | None,
+        settings: Settings,
+        *,
+        face: Face,
+        clock: Clock | None = None,
+        create: bool = True,
+        problem: IrisError | None = None,
+    ) -> None:
+        """Load the library and the prompts; nothing is written.
+
+        Args:
+            location: The workspace's folder; None serves instructions and prompts alone.
+            settings: See `load_settings`.
+            face: Through which face this process reads and writes, for the record.
+            clock: Where the time comes from; None: the machine's.
+            create: Create the cache where there is none.
+            problem: Why the store must not be used, such as a broken configuration.
+        """
+        self.location = location
+        self.settings = settings
+        self.counter = TokenCounter()
+        self.library = InstructionLibrary(instruction_sources(location, settings), self.counter)
+        self.prompts = PromptSelector(
+            PromptSource(shipped("prompts") / "system.md"),
+            self.library,
+            self.counter,
+            compact=settings.prompt.compact,
+            reason=settings.origins.get("prompt.compact", "default"),
+        )
+        self._face: Face = face
+        self._clock = clock or SystemClock()
+        self._create = create
+        self._problem = problem
+        self._store: FileStore | None = None
+        self._opening = anyio.Lock()
+        self._refreshed_at = self._clock.now_ms()
+        self._noted: dict[str, int] = {}
+        self._wake = anyio.Event()
+        self._seed_wanted = True
+        self._failure = ""
+
+    async def store(self) -> FileStore:
+        """Return the open store.
+
+        Raises:
+            IrisError: Why it cannot be opened.
+        """
+        if self._store is None:
+            async with self._opening:
+                if self._store is None:
+                    self._store = await self._opened()
+        return self._store
+
+    async def _opened(self) -> FileStore:
+        if self._problem is not None:
+            raise self._problem
+        if self.location is None:
+            raise UnavailableError(
+                "this server has no workspace", "instructions and prompts are served", "name one with --workspace"
+            )
+        return await FileStore.open(
+            self.location.root,
+            clock=self._clock,
+            face=self._face,
+            create=self._create,
+            durable=self.settings.durability == "full",
+            trust_owner=self.settings.trust_owner,
+        )
+
+    async def aclose(self) -> None:
+        """Write what is pending and close the store."""
+        store, self._store = self._store, None
+        if store is not None:
+            try:
+                await self._flush_counts(store)
+            finally:
+                await store.aclose()
+
+    # Instructions and prompts
+
+    async def refresh(self) -> bool:
+        """Read edited files again; tell whether anything served changed. Cheap where nothing did."""
+        self._refreshed_at = self._clock.now_ms()
+        before = self.library.errors
+        library = await to_thread.run_sync(self.library.refresh)
+        prompts = await to_thread.run_sync(self.prompts.refresh)
+        for error in self.library.errors:
+            if error not in before:
+                _log.error("instruction file %s: %s", error.file, error.problem)
+        if library or prompts:
+            self._seed_wanted = True
+            self._wake.set()
+        return library or prompts
+
+    async def _fresh(self) -> None:
+        if not 0 <= self._clock.now_ms() - self._refreshed_at < REFRESH_MS:
+            await self.refresh()
+
+    async def instructions(self) -> tuple[Instruction, ...]:
+        """Return the instructions served now."""
+        await self._fresh()
+        return self.library.instructions
+
+    async def used_instruction(self, tag: str) -> Instruction:
+        """Return an instruction and count its use.
+
+        Raises:
+            NotFoundError: No such tag; the text lists those there are.
+        """
+        await self._fresh()
+        instruction = self.library.get(tag)
+        self._note(_CALLS + instruction.tag)
+        return instruction
+
+    async def get_instruction(
+        self,
+        tag: str,
+        *,
+        section_name: str | None = None,
+        offset: int = 0,
+        known_digest: str | None = None,
+        max_tokens: int | None = None,
+    ) -> str:
+        """Return an instruction or one of its sections behind a header line.
+
+        Raises:
+            NotFoundError: No such tag or section; the text lists those there are.
+        """
+        instruction = await self.used_instruction(tag)
+        part = None if section_name is None else section(instruction, section_name)
+        degraded = await self._degradation("instructions", instruction.tag, instruction.digest)
+        if known_digest and intake.check_digest(known_digest) and instruction.digest.startswith(known_digest):
+            return reading.instruction_header(instruction, self.counter, degraded) + "\n\nunchanged"
+        return reading.instruction_answer(
+            instruction, part, offset, self.counter, degraded=degraded, max_tokens=max_tokens
+        )
+
+    async def list_instructions(self, query: str | None = None) -> str:
+        """Return each instruction's tag, tokens and when to use it, one a line, and what is wrong with files."""
+        await self._fresh()
+        return await to_thread.run_sync(partial(reading.instruction_list, self.library, query, self.counter))
+
+    async def prompt(self, variant: str | None = None) -> Prompt:
+        """Return a rendered system prompt and why it is this one."""
+        await self._fresh()
+        prompt = self.prompts.select(variant)
+        await self._degradation("system", prompt_key(prompt.variant), prompt.digest)
+        return prompt
+
+    async def _degradation(self, scope: Scope, key: str, digest: str) -> str | None:
+        try:
+            store = await self.store()
+        except IrisError as error:
+            return error.code
+        return await degradation(store, scope, key, digest)
+
+    async def seed(self, *, force: bool = False) -> SeedReport:
+        """Write the library and the prompts into the store; `force` overwrites other sources' too."""
+        await self.refresh()
+        limits = {scope: self.settings.limits(scope) for scope in SCOPES}
+        return await seed(await self.store(), self.library, self.prompts, limits, force=force)
+
+    # Entries
+
+    async def put(
+        self,
+        principal: Principal,
+        scope: str,
+        key: str,
+        value: bytes,
+        *,
+        content_type: str | None = None,
+        ttl_hours: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_digest: str | None = None,
+    ) -> EntryInfo:
+        """Write an entry; see `Store.put` for what it raises."""
+        checked = intake.check_scope(scope)
+        check_access(principal, checked, "write")
+        return await (await self.store()).put(
+            checked,
+            key,
+            value,
+            content_type=await to_thread.run_sync(intake.typed, value, content_type),
+            limits=self.settings.limits(checked),
+            provenance=principal.provenance,
+            ttl_ms=intake.ttl_ms(ttl_hours),
+            metadata=intake.check_metadata(metadata),
+            if_digest=intake.check_digest(if_digest),
+        )
+
+    async def put_file(
+        self,
+        principal: Principal,
+        scope: str,
+        key: str,
+        path: str,
+        *,
+        ttl_hours: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> EntryInfo:
+        """Copy a file of the workspace into an entry.
+
+        Raises:
+            ForbiddenError: It is outside the workspace, or reached through a link.
+        """
+        checked = intake.check_scope(scope)
+        check_access(principal, checked, "write")
+        store = await self.store()
+        file = await to_thread.run_sync(intake.WorkspaceFile, self._root(), path)
+        try:
+            content_type = await file.content_type()
+            limits = self.settings.limits(checked)
+            if intake.is_json(content_type) and file.size <= limits.max_value_bytes:
+                value = b"".join([chunk async for chunk in file.chunks()])
+                return await self.put(
+                    principal, scope, key, value, content_type=content_type, ttl_hours=ttl_hours, metadata=metadata
+                )
+            return await store.put(
+                checked,
+                key,
+                file.chunks(),
+                content_type=content_type,
+                limits=limits,
+                provenance=principal.provenance,
+                ttl_ms=intake.ttl_ms(ttl_hours),
+                metadata=intake.check_metadata(metadata),
+            )
+        finally:
+            file.close()
+
+    def _root(self) -> Path:
+        if self.location is None:
+            raise UnavailableError("this server has no workspace", "files are read from it", "name one")
+        return self.location.root
+
+    async def get(self, scope: str, key: str) -> Entry:
+        """Return an entry with its verified value."""
+        return await (await self.store()).get(intake.check_scope(scope), key)
+
+    async def read(
+        self, scope: str, key: str, *, offset: int = 0, max_tokens: int | None = None, continue_with: str
+    ) -> str:
+        """Return a slice of an entry's value between fence lines, within a token budget.
+
+        Raises:
+            NotFoundError: No such key; the text names the nearest ones.
+        """
+        checked = intake.check_scope(scope)
+        store = await self.store()
+        try:
+            async with store.open_value(checked, key) as reader:
+                return await reading.stored_answer(reader, offset, max_tokens, self.counter, continue_with)
+        except NotFoundError:
+            raise await self._unknown_key(store, checked, key) from None
+
+    async def _unknown_key(self, store: FileStore, scope: Scope, key: str) -> NotFoundError:
+        page = await store.list(scope, limit=_KEYS_COMPARED)
+        keys = [info.key for info in page.entries]
+        near = difflib.get_close_matches(key, keys, _NEAREST, 0.3) or keys[:_NEAREST]
+        named = ", ".join(reading.quoted(each) for each in near) if near else f"none: {scope} is empty"
+        return NotFoundError(
+            f"no entry {key!r} in {scope}", f"the nearest keys are {named}", "take one of them, or list the keys"
+        )
+
+    async def delete(self, principal: Principal, scope: str, key: str, *, if_digest: str | None = None) -> EntryInfo:
+        """Delete an entry and return what it was."""
+        checked = intake.check_scope(scope)
+        check_access(principal, checked, "delete")
+        return await (await self.store()).delete(checked, key, if_digest=intake.check_digest(if_digest))
+
+    async def list(
+        self, scope: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100, include_expired: bool = False
+    ) -> Page:
+        """Return a page of a scope's entries in key order."""
+        checked = intake.check_scope(scope)
+        store = await self.store()
+        return await store.list(checked, prefix=prefix, cursor=cursor, limit=limit, include_expired=include_expired)
+
+    async def latest(self, scope: str, limit: int = 20) -> tuple[EntryInfo, ...]:
+        """Return a scope's entries that were written last, newest first."""
+        return await (await self.store()).latest(intake.check_scope(scope), limit)
+
+    async def stats(self) -> Stats:
+        """Return what the workspace holds."""
+        await self._fresh()
+        store = await self.store()
+        return Stats(
+            scopes=tuple([await self._scope_stats(store, scope) for scope in SCOPES]),
+            instructions=len(self.library.instructions),
+            instruction_errors=self.library.errors,
+            prompt_variant="compact" if self.prompts.compact else "full",
+            prompt_reason=self.prompts.reason,
+        )
+
+    async def _scope_stats(self, store: FileStore, scope: Scope) -> ScopeStats:
+        usage = await store.usage(scope)
+        limits = self.settings.limits(scope)
+        return ScopeStats(
+            scope=scope,
+            entries=usage.entries,
+            bytes=usage.bytes,
+            quota_bytes=limits.quota_bytes,
+            ttl_hours=None if limits.ttl_ms is None else limits.ttl_ms / HOUR_MS,
+        )
+
+    async def prune(self, scope: str | None = None) -> Removed:
+        """Remove expired entries, of one scope or of all."""
+        checked = None if scope is None else intake.check_scope(scope)
+        return await (await self.store()).collect(checked)
+
+    async def clear(self, principal: Principal, scope: str) -> Removed:
+        """Delete every entry of a scope."""
+        checked = intake.check_scope(scope)
+        check_access(principal, checked, "clear")
+        return await (await self.store()).clear(checked)
+
+    async def verify(self, scope: str | None = None) -> Verification:
+        """Read and hash every value, of one scope or of all."""
+        return await (await self.store()).verify(None if scope is None else intake.check_scope(scope))
+
+    # What happened
+
+    async def activity(self) -> tuple[ScopeActivity, ...]:
+        """Return when each scope was last written and last read."""
+        store = await self.store()
+        found: list[ScopeActivity] = []
+        for scope in SCOPES:
+            written, read = await store.activity(scope)
+            found.append(ScopeActivity(scope=scope, written=written, read=read))
+        return tuple(found)
+
+    async def instruction_calls(self) -> dict[str, int]:
+        """Return how often each instruction was fetched in the last seven days, by any process."""
+        since = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC) - timedelta(days=_RECENT_DAYS)
+        counts = await (await self.store()).counts(f"{since:%Y-%m-%d}")
+        return {name.removeprefix(_CALLS): sum(days.values()) for name, days in counts.items() if name.startswith(_CALLS)}
+
+    # Work in the background
+
+    def _note(self, name: str) -> None:
+        self._noted[name] = self._noted.get(name, 0) + 1
+        self._wake.set()
+
+    async def _flush_counts(self, store: FileStore) -> None:
+        noted, self._noted = self._noted, {}
+        if noted:
+            today = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+            await store.count(f"{today:%Y-%m-%d}", noted)
+
+    async def run_background(self) -> None:
+        """Seed, count and collect until cancelled; failures are logged, and no answer waits for it."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._collect_regularly)
+            while True:
+                self._wake = anyio.Event()
+                await self._guarded(self._catch_up)
+                await self._wake.wait()
+
+    async def _catch_up(self) -> None:
+        if self._seed_wanted:
+            await self.seed()
+            self._seed_wanted = False
+        await self._flush_counts(await self.store())
+
+    async def _collect_regularly(self) -> None:
+        while True:
+            await self._guarded(self._collect_if_due)
+            await anyio.sleep(_COLLECT_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
+
+    async def _collect_if_due(self) -> None:
+        store = await self.store()
+        if await store.collection_is_due():
+            await store.collect()
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a piece of background work; the server lives on whatever happens to it, and says each thing once."""
+        try:
+            await work()
+        except IrisError as error:
+            if str(error) != self._failure:
+                _log.error("background work failed: %s", error)  # noqa: TRY400 - the text says all
+            self._failure = str(error)
+        except Exception:
+            _log.exception("background work failed")
+
+
+@asynccontextmanager
+async def open_workspace(
+    path: Path | str | None = None,
+    *,
+    settings: Settings | None = None,
+    clock: Clock | None = None,
+    create: bool = True,
+) -> AsyncGenerator[Workspace]:
+    """Open a workspace for a program, with seeding and collection in the background, and close it after.
+
+    Args:
+        path: The workspace's folder; None finds it as the server does.
+        settings: None reads the layers of configuration.
+        clock: Where the time comes from; None: the machine's.
+        create: Create the cache where there is none.
+
+    Raises:
+        InvalidArgumentError: There is no such folder, or the configuration is broken.
+    """
+    location = find_workspace(None if path is None else str(path), os.environ, Path.cwd())
+    loaded = load_settings(location.root) if settings is None else settings
+    workspace = Workspace(location, loaded, face="library", clock=clock, create=create)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(workspace.run_background)
+            yield workspace
+            tasks.cancel_scope.cancel()
+    finally:
+        await workspace.aclose()
+
+
+def instruction_sources(location: Location | None, settings: Settings) -> list[InstructionSource]:
+    """Return where instructions come from, later ones winning: shipped, folders, the workspace's overlay."""
+    sources = [InstructionSource(folder=shipped("instructions"), origin="shipped", label="shipped")]
+    for folder in settings.instructions.folders:
+        at = folder if location is None else location.root / folder
+        sources.append(InstructionSource(folder=at, origin="folder", label=str(folder)))
+    if location is not None:
+        overlay = location.root / ".iris" / "instructions"
+        sources.append(InstructionSource(folder=overlay, origin="workspace", label=".iris/instructions"))
+    return sources
