@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from iris_kv.errors import IrisError
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Entry, EntryInfo, Page, Scope
@@ -13,7 +11,7 @@ from iris_kv.settings import Settings, load_settings
 from iris_kv.tokens import TokenCounter
 from iris_kv.workspace import Workspace, open_workspace
 
-__version__ = version("iris-kv")
+__version__ = "0.1.0"
 
 __all__ = [
     "SCOPES",

@@ -372,7 +372,7 @@ def _real_path(path: Path, root: Path, file: str) -> str:
 
 
 def _cut(raw: bytes, file: str) -> tuple[str, bytes]:
-    """Return the front matter's text and the body."""
+    """Return the front matter's text, with a newline for its first line so that an error counts right, and the body."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:
@@ -383,7 +383,7 @@ def _cut(raw: bytes, file: str) -> tuple[str, bytes]:
         raise _problem(file, "has no front matter", allowed, "write these lines at its top")
     if len(match[1]) > _MAX_FRONT_BYTES:
         raise _problem(file, "has long front matter", f"it is at most {_MAX_FRONT_BYTES:,} bytes", "shorten it")
-    return match[1].decode(), raw[match.end() :]
+    return "\n" + match[1].decode(), raw[match.end() :]
 
 
 def _front_nodes(front: str, file: str) -> dict[str, yaml.Node]:
@@ -391,8 +391,7 @@ def _front_nodes(front: str, file: str) -> dict[str, yaml.Node]:
     rule, fix = "the front matter is lines such as name: web-development", "mend it"
     try:
         _check_depth(front)
-        # The newline stands for the line ---, so that the error gives the line in the file.
-        root = _compose("\n" + front, _YAML)
+        root = _compose(front, _YAML)
     except yaml.YAMLError as error:
         why = " ".join(str(error).split()).replace(' "<unicode string>",', "")
         raise _problem(file, f"has front matter that is not YAML: {why}", rule, fix) from None

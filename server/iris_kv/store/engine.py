@@ -90,14 +90,17 @@ class Engine:
             "try again in a moment",
         )
 
-    def note_read(self, row: Row) -> None:
-        """Note a read of an entry, and tell the index when it is time and the lock is free."""
-        if self.notes.note(row):
+    def note_read(self, row: Row) -> int | None:
+        """Note a read and return when the entry expires now; the index is told when it is time and the lock is free."""
+        is_due = self.notes.note(row)
+        expires_at = self.notes.expiry(row)
+        if is_due:
             with suppress(IrisError, OSError, sqlite3.Error):
                 cache = self.cache()
                 with cache.lock.held(wait=False) as held:
                     if held and cache.is_current():
                         self.tell_reads(cache)
+        return expires_at
 
     def flush_reads(self) -> None:
         """Tell the index of the reads noted so far."""

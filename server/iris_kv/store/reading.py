@@ -40,15 +40,14 @@ class Reading:
 
     def get(self, scope: Scope, key: str) -> Entry:
         """Return a live entry and its verified value."""
-        row, value = self._find(scope, key, _read_value)
-        return Entry(info=self._info(row), value=value)
+        info, value = self._find(scope, key, _read_value)
+        return Entry(info=info, value=value)
 
     def open_value(self, scope: Scope, key: str) -> tuple[EntryInfo, FileIO]:
         """Return a live entry and its verified file, which the caller closes."""
-        row, file = self._find(scope, key, _open_verified)
-        return self._info(row), file
+        return self._find(scope, key, _open_verified)
 
-    def _find(self, scope: Scope, key: str, load: Callable[[int, Row], _T | None]) -> tuple[Row, _T]:
+    def _find(self, scope: Scope, key: str, load: Callable[[int, Row], _T | None]) -> tuple[EntryInfo, _T]:
         check_key(key)
         last_file = None
         for _ in range(_ATTEMPTS):
@@ -57,8 +56,7 @@ class Reading:
                 raise self._set_aside(row)
             found = load(self._engine.cache().folders.scope(scope), row)
             if found is not None:
-                self._engine.note_read(row)
-                return row, found
+                return row.info(self._engine.note_read(row)), found
             # A writer overtook us, the cache was replaced, or the file is damaged: the index tells.
             last_file = row.file
             self._engine.fresh_cache()
@@ -72,7 +70,8 @@ class Reading:
         row = None
         with suppress(UnavailableError):
             row = self._engine.cache().index.readers.entry(scope, key)
-        if row is None:
+        # Asked again where the answer would be no: the cache may have been replaced, or a renewal written down.
+        if row is None or self._engine.notes.is_expired(row, self._engine.clock.now_ms()):
             row = self._engine.ask(lambda index: index.entry(scope, key))
         return self.live(scope, key, row)
 
