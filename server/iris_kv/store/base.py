@@ -6,9 +6,7 @@ own time. Cursors and positions are opaque strings. No operation spans two scope
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from iris_kv.errors import ExpiredError, NotFoundError
 from iris_kv.model import (
@@ -25,6 +23,10 @@ from iris_kv.model import (
     Verification,
     utc_text,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
 FLUSH_INTERVAL_MS = 60_000
 """Reads are noted in memory and written to the index at most this much later."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iris_kv.errors import IrisError
 from iris_kv.model import SCOPES, Clock, Face
@@ -15,6 +14,9 @@ from iris_kv.store.index import Index
 from iris_kv.store.lock import WriteLock
 from iris_kv.store.recovery import RecoveryLog
 from iris_kv.store.schema import create_index, index_exists
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RESERVE: Final = "reserve"
 RESERVE_BYTES: Final = 256 * 1024

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iris_kv.errors import ConflictError, InvalidArgumentError, TooLargeError
 from iris_kv.model import EntryInfo, Limits, Provenance, Scope, short_digest
 from iris_kv.store.names import check_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_TTL_MS: Final = 100 * 366 * 24 * 3_600_000
 """A hundred years: what RFC 3339 can still write down."""
@@ -18,8 +20,8 @@ MAX_METADATA_BYTES: Final = 64 * 1024
 """Metadata is not counted in the quota, so it is bounded by itself."""
 
 _MAX_CONTENT_TYPE: Final = 200
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_CONTENT_TYPE: Final = re.compile(rf"{_TOKEN}/{_TOKEN}(?: *;[ -~]*)?")
+_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_CONTENT_TYPE: Final = re.compile(rf"{_NAME}/{_NAME}(?: *;[ -~]*)?")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{16,64}")
 
 

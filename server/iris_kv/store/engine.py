@@ -6,15 +6,18 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from iris_kv.errors import BusyError, IrisError, UnavailableError
 from iris_kv.store.cache import CacheOptions, OpenCache
-from iris_kv.store.queries import Queries, Row
 from iris_kv.store.renewal import ReadNotes
 from iris_kv.store.schema import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from iris_kv.store.queries import Queries, Row
 
 _ATTEMPTS: Final = 8
 

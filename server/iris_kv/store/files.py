@@ -6,32 +6,35 @@ A cancelled call never abandons a half-done put: its thread ends the put, or und
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import asynccontextmanager
-from io import FileIO
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anyio import CancelScope, move_on_after
 
-from iris_kv.model import (
-    Activity,
-    Changes,
-    Clock,
-    Entry,
-    EntryInfo,
-    Face,
-    Limits,
-    Page,
-    Provenance,
-    Removed,
-    Scope,
-    Usage,
-    Verification,
-)
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import PutRequest
 from iris_kv.store.threads import StoreThreads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+    from io import FileIO
+    from pathlib import Path
+
+    from iris_kv.model import (
+        Activity,
+        Changes,
+        Clock,
+        Entry,
+        EntryInfo,
+        Face,
+        Limits,
+        Page,
+        Provenance,
+        Removed,
+        Scope,
+        Usage,
+        Verification,
+    )
 
 POLL_S: Final = 0.25
 

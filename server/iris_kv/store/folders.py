@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import ForbiddenError, NotFoundError, UnavailableError
 from iris_kv.model import SCOPES, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
 
 CACHE_PATH: Final = ".iris/kv-cache"
 STORE: Final = ".store"
@@ -149,7 +151,7 @@ def check_private(found: os.stat_result, shown: str, *, trust_owner: bool) -> No
         ForbiddenError: It is not safely ours.
     """
     me = os.geteuid()
-    if found.st_uid != me and me != 0 and not trust_owner:
+    if me not in (found.st_uid, 0) and not trust_owner:
         raise ForbiddenError(
             f"{shown} belongs to the user {_user_name(found.st_uid)!r}, not to {_user_name(me)!r}",
             "the cache is used only by its owner, as another could change what is served",

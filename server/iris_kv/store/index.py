@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from iris_kv.errors import UncertainError
 from iris_kv.model import Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES
 from iris_kv.store.queries import ROW, Queries, Row, Snapshot
 from iris_kv.store.schema import INDEX, connect, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
 
 _STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({ROW}) VALUES({','.join('?' * 16)})"
 

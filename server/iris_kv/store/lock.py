@@ -12,13 +12,15 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from iris_kv.errors import BusyError, ForbiddenError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 LOCK: Final = "lock"
 _RECORD_BYTES: Final = 256

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import IrisError
-from iris_kv.model import Scope
-from iris_kv.store.engine import Engine
 from iris_kv.store.recovery import write_manifest
+
+if TYPE_CHECKING:
+    from iris_kv.model import Scope
+    from iris_kv.store.engine import Engine
 
 _AT_LEAST_S: Final = 2.0
 _SHARE: Final = 20

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -30,6 +30,9 @@ from iris_kv.model import (
 from iris_kv.store import names
 from iris_kv.store.base import GRACE_MS, MAX_CHANGES, expired, not_found
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 
 
 class MemoryStore:

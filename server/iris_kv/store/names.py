@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import InvalidArgumentError
-from iris_kv.model import Scope
+
+if TYPE_CHECKING:
+    from iris_kv.model import Scope
 
 MAX_KEY_BYTES: Final = 512
 TEMP_PREFIX: Final = ".tmp-"

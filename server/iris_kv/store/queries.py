@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from iris_kv.model import Activity, Author, Change, EntryInfo, Face, Provenance, Scope, Usage
 from iris_kv.store.schema import damaged_index
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
 
 PAGE_ROWS: Final = 500
 """How many rows one step of a long walk takes."""

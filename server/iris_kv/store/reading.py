@@ -6,18 +6,21 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
 from iris_kv.model import Activity, Changes, Damage, Entry, EntryInfo, Page, Scope, Usage
 from iris_kv.store.base import expired, not_found
 from iris_kv.store.checks import check_page
-from iris_kv.store.engine import Engine
 from iris_kv.store.names import check_key
-from iris_kv.store.queries import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iris_kv.store.engine import Engine
+    from iris_kv.store.queries import Row
 
 _OPEN_VALUE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})
@@ -67,9 +70,10 @@ class Reading:
         )
 
     def _live_row(self, scope: Scope, key: str) -> Row:
-        row = None
-        with suppress(UnavailableError):
+        try:
             row = self._engine.cache().index.readers.entry(scope, key)
+        except UnavailableError:
+            row = None
         # Asked again where the answer would be no: the cache may have been replaced, or a renewal written down.
         if row is None or self._engine.notes.is_expired(row, self._engine.clock.now_ms()):
             row = self._engine.ask(lambda index: index.entry(scope, key))

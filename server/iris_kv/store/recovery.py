@@ -11,14 +11,17 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from iris_kv.model import Scope
 from iris_kv.store import names
 from iris_kv.store.folders import create_file, write_all
-from iris_kv.store.queries import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from iris_kv.model import Scope
+    from iris_kv.store.queries import Row
 
 RECOVERY: Final = "recovery.jsonl"
 

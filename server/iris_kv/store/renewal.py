@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.model import Activity, Clock, Scope
 from iris_kv.store.base import FLUSH_INTERVAL_MS, GRACE_MS
-from iris_kv.store.queries import Row
+
+if TYPE_CHECKING:
+    from iris_kv.store.queries import Row
 
 _FLUSH_AT: Final = 1000
 

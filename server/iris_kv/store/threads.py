@@ -9,20 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 
 from iris_kv.errors import UnavailableError
-from iris_kv.model import Scope
-from iris_kv.store.cache import CacheOptions
 from iris_kv.store.engine import Engine
 from iris_kv.store.manifests import Manifests
 from iris_kv.store.reading import Reading
 from iris_kv.store.upkeep import Upkeep
 from iris_kv.store.writing import Writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iris_kv.model import Scope
+    from iris_kv.store.cache import CacheOptions
 
 READERS: Final = 4
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.model import SCOPES, Damage, Removed, Scope, Verification
 from iris_kv.store import names
-from iris_kv.store.cache import OpenCache
-from iris_kv.store.engine import Engine
-from iris_kv.store.manifests import Manifests
 from iris_kv.store.queries import PAGE_ROWS
-from iris_kv.store.reading import Reading
 from iris_kv.store.schema import INDEX
-from iris_kv.store.writing import Writing
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from iris_kv.store.cache import OpenCache
+    from iris_kv.store.engine import Engine
+    from iris_kv.store.manifests import Manifests
+    from iris_kv.store.reading import Reading
+    from iris_kv.store.writing import Writing
 
 COLLECT_EVERY_MS: Final = 600_000
 

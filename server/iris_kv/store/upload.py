@@ -7,14 +7,16 @@ import os
 import secrets
 import threading
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import UnavailableError
-from iris_kv.model import Limits, Scope
 from iris_kv.store import names
-from iris_kv.store.cache import OpenCache
 from iris_kv.store.checks import check_size
 from iris_kv.store.folders import create_file, write_all
+
+if TYPE_CHECKING:
+    from iris_kv.model import Limits, Scope
+    from iris_kv.store.cache import OpenCache
 
 
 class Upload:
@@ -30,6 +32,8 @@ class Upload:
         self.folder: Final = cache.folders.scope(scope)
         self.name: Final = names.TEMP_PREFIX + secrets.token_hex(8)
         self.size = 0
+        self.is_renamed = False
+        """Whether the file has its final name; the put looks after it from then on."""
         self._limits = limits
         self._sha = hashlib.sha256()
         self._mutex = threading.Lock()
@@ -63,8 +67,9 @@ class Upload:
         """Remove the temporary file if it is still there."""
         with self._mutex:
             self._close()
-            with suppress(OSError):
-                os.unlink(self.name, dir_fd=self.folder)
+            if not self.is_renamed:
+                with suppress(OSError):
+                    os.unlink(self.name, dir_fd=self.folder)
 
     def _open(self) -> int:
         if self._ended:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import CorruptError, QuotaExceededError, UnavailableError
 from iris_kv.model import EntryInfo, Removed, Scope
 from iris_kv.store import names
 from iris_kv.store.base import GRACE_MS
-from iris_kv.store.cache import OpenCache
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_put, check_size
-from iris_kv.store.engine import Engine
 from iris_kv.store.queries import PAGE_ROWS, Order, Row
-from iris_kv.store.reading import Reading
 from iris_kv.store.upload import Upload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from iris_kv.store.cache import OpenCache
+    from iris_kv.store.engine import Engine
+    from iris_kv.store.reading import Reading
 
 _NAMES_TRIED: Final = 100
 
@@ -95,6 +98,7 @@ class Writing:
             live = None if old is None or self._engine.notes.is_expired(old, now) else old
             row = _new_row(request, self._free_name(cache, request, now), upload.size, sha256, live, now)
             os.rename(upload.name, row.file, src_dir_fd=upload.folder, dst_dir_fd=folder)
+            upload.is_renamed = True
             # Undone only here: when COMMIT itself fails, the row may be in the log, and the file must stay.
             try:
                 if self._engine.options.durable:

@@ -1,0 +1,123 @@
+"""What all tests share: a clock moved by hand, and openers of stores."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from iris_kv.model import EntryInfo, Limits, Provenance, Scope
+from iris_kv.store.files import FileStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Mapping
+    from pathlib import Path
+
+    from iris_kv.store.base import Store
+
+MEGABYTE = 1_000_000
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.at_ms = 1_767_225_600_000
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+    def move(self, ms: int) -> None:
+        self.at_ms += ms
+
+
+class OpenFileStore(Protocol):
+    """Opens a file store, by default in the test's own workspace; used with `async with`."""
+
+    def __call__(
+        self, workspace: Path | None = None, *, create: bool = ..., trust_owner: bool = ..., lock_timeout_s: float = ...
+    ) -> AbstractAsyncContextManager[FileStore]: ...
+
+
+class Put(Protocol):
+    """Puts a value with what most tests do not care about filled in."""
+
+    def __call__(
+        self,
+        store: Store,
+        key: str,
+        value: bytes | AsyncIterable[bytes] = ...,
+        *,
+        scope: Scope = ...,
+        quota: int = ...,
+        max_value: int = ...,
+        renew: bool = ...,
+        default_ttl_ms: int | None = ...,
+        content_type: str = ...,
+        ttl_ms: int | None = ...,
+        metadata: Mapping[str, str] | None = ...,
+        if_digest: str | None = ...,
+    ) -> Awaitable[EntryInfo]: ...
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def open_file_store(workspace: Path, clock: Clock) -> OpenFileStore:
+    @asynccontextmanager
+    async def opener(
+        where: Path | None = None, *, create: bool = True, trust_owner: bool = False, lock_timeout_s: float = 10.0
+    ) -> AsyncGenerator[FileStore]:
+        store = await FileStore.open(
+            where or workspace,
+            clock=clock,
+            create=create,
+            durable=False,
+            trust_owner=trust_owner,
+            lock_timeout_s=lock_timeout_s,
+        )
+        async with aclosing(store):
+            yield store
+
+    return opener
+
+
+@pytest.fixture
+def put() -> Put:
+    async def put_with_defaults(
+        store: Store,
+        key: str,
+        value: bytes | AsyncIterable[bytes] = b"value",
+        *,
+        scope: Scope = "task",
+        quota: int = 10 * MEGABYTE,
+        max_value: int = MEGABYTE,
+        renew: bool = False,
+        default_ttl_ms: int | None = None,
+        content_type: str = "text/plain",
+        ttl_ms: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_digest: str | None = None,
+    ) -> EntryInfo:
+        return await store.put(
+            scope,
+            key,
+            value,
+            content_type=content_type,
+            limits=Limits(quota_bytes=quota, max_value_bytes=max_value, ttl_ms=default_ttl_ms, renew=renew),
+            provenance=Provenance(author="agent", face="mcp"),
+            ttl_ms=ttl_ms,
+            metadata=metadata,
+            if_digest=if_digest,
+        )
+
+    return put_with_defaults
