@@ -295,6 +295,22 @@ def test_another_owner_is_refused_unless_trusted(public_folder):
 
 
 @needs_root
+def test_a_mounted_workspace_that_another_user_owns_works(public_folder):
+    outside, inside = public_folder / "outside", public_folder / "inside"
+    for folder in (outside, inside):
+        folder.mkdir()
+    os.chown(outside, 1234, 1234)
+    outside.chmod(0o777)
+    if subprocess.run(["mount", "--bind", str(outside), str(inside)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        assert as_nobody("attempt", inside) == "ok"
+        assert (outside / CACHE).stat().st_uid == NOBODY
+    finally:
+        subprocess.run(["umount", "--lazy", str(inside)], check=True)
+
+
+@needs_root
 def test_a_workspace_that_cannot_be_written_is_unavailable(public_folder):
     answer = as_nobody("attempt", public_folder)
     assert answer.startswith("unavailable: .iris/kv-cache cannot be opened or created (Permission denied); ")
