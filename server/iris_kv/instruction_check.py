@@ -1,96 +1,34 @@
-"""What instruction files must be: finding, reading and judging them, and all that `instructions check` says.
-
-The front matter is that of https://agentskills.io/specification; the body is served byte for byte.
-"""
+"""What `iris-kv instructions check` says: every file judged, its tokens counted, and compared with Git's HEAD."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import os
-import re
-import stat
 import subprocess
-import time
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final, Literal, cast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
-import yaml
-
-from iris_kv.errors import InvalidArgumentError
+from iris_kv.instruction_file import (
+    MAX_FILE_BYTES,
+    CheckedFile,
+    InstructionSource,
+    LibraryError,
+    check_file,
+    find_sections,
+    flaws,
+    load_file,
+    over_limits,
+    same_tag,
+    scan_source,
+)
 from iris_kv.model import Frozen
 from iris_kv.tokens import TokenCounter
 
-Origin = Literal["shipped", "folder", "workspace"]
-Stamp = tuple[int, int, int]
-"""What a changed file does not share with its old self: time of writing (ns), size, inode."""
-
-MAX_FILE_BYTES: Final = 1_000_000
-MAX_BODY_TOKENS: Final = 3_500
-MAX_BODY_LINES: Final = 500
-NEWLINE: Final = re.compile(rb"\r\n?|\n")
-"""What ends a line for markdown-it, and nothing else does."""
-
-_MAX_FRONT_BYTES: Final = 16 * 1024
-_MAX_FRONT_DEPTH: Final = 20
-_SETTLED_NS: Final = 2_000_000_000
-"""Two writes within one tick of a file system's clock leave one stamp; FAT and HFS+ tick in seconds."""
-_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _GIT: Final = "git --no-replace-objects -c core.fsmonitor=false -c core.hooksPath=/dev/null"
 _GIT_ENV: Final = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none"}
 """Without a protocol a partial clone cannot fetch what it lacks, by a command that its configuration names."""
-
-_FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)^---(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_UNSEEN: Final = re.compile("[\x00\u202a-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]")
-_UNSEEN_RULE: Final = "NUL, tag characters and bidi overrides hide text from a person's eyes"
-_YAML: Final = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-_compose = cast("Callable[[str, type], yaml.Node | None]", yaml.compose)  # pyright: ignore[reportUnknownMemberType]
-_events = cast("Callable[[str, type], Iterator[yaml.Event]]", yaml.parse)  # pyright: ignore[reportUnknownMemberType]
-_RULES: Final[Mapping[str, tuple[str, str]]] = {
-    "name": (r"[a-z0-9-]{1,64}", "it is 1 to 64 lower-case letters, digits and hyphens"),
-    "description": (r".{1,1024}", "it is 1 to 1,024 characters: what the instruction does and when to use it"),
-    "version": (r".{0,64}", "it is a string of at most 64 characters"),
-    "metadata": (r"", "it is a mapping of strings"),
-    "metadata.version": (r".{0,64}", "it is a string of at most 64 characters"),
-    "metadata.essentials": (r".{0,1024}", "it is a string of at most 1,024 characters"),
-}
-
-
-class InstructionSource(Frozen):
-    """A folder of flat `*.md` files and `<name>/SKILL.md` folders."""
-
-    folder: Path
-    origin: Origin
-    label: str
-    """What people and models see in place of the path: `shipped`, `.iris/instructions` ..."""
-
-
-class LibraryError(Frozen):
-    """What is wrong with one file, or with a whole source."""
-
-    file: str
-    """The source's label, and the file's name in it."""
-    problem: str
-    """What is wrong; what is allowed; what to do next."""
-
-
-class Section(Frozen):
-    """A part of a body, from its heading to the next heading of the same or a higher level."""
-
-    slug: str
-    """Lower-case words joined by `-`; unique within the file."""
-    title: str
-    """The heading's Markdown on one line, without its marks."""
-    level: int
-    """1 to 6."""
-    start: int
-    """Where the heading's line starts in the body, in bytes."""
-    end: int
-    """Where the next such heading's line starts, or the body ends, in bytes."""
 
 
 class SectionTokens(Frozen):
@@ -124,23 +62,6 @@ class CheckReport(Frozen):
     problems: tuple[LibraryError, ...]
 
 
-@dataclass(frozen=True)
-class CheckedFile:
-    """A file's parts, or all that is wrong with it."""
-
-    name: str
-    """The file's name in its source: `x.md` or `x/SKILL.md`."""
-    file: str
-    """The source's label and the name, as they are shown."""
-    raw: bytes = b""
-    body: bytes = b""
-    fields: Mapping[str, str] | None = None
-    """`tag`, `name`, `description`, `essentials` and `version`, each on one line; None if there are problems."""
-    problems: tuple[LibraryError, ...] = ()
-    stamp: Stamp | None = None
-    """None: the file may change without a change of its stamp."""
-
-
 def check(
     sources: Sequence[InstructionSource], counter: TokenCounter, *, strict: Collection[InstructionSource] = ()
 ) -> CheckReport:
@@ -157,106 +78,12 @@ def check(
     return CheckReport(ok=not problems, exact=counter.exact, instructions=instructions, problems=problems)
 
 
-def scan_source(source: InstructionSource) -> tuple[Mapping[str, Stamp | None] | None, tuple[LibraryError, ...]]:
-    """Return a source's files with their stamps, in name order, and what is wrong with the source.
-
-    A stamp of None means that the file cannot be looked at, None for all that the folder cannot now.
-    """
-    try:
-        return dict(_scan(source)), ()
-    except (FileNotFoundError, NotADirectoryError):
-        missing = _problem(source.label, "does not exist", "a source is a folder of *.md files", "create the folder")
-        return {}, () if source.origin == "workspace" else _told(source.label, missing)
-    except (OSError, InvalidArgumentError) as error:
-        return None if isinstance(error, OSError) else {}, _told(source.label, error)
-
-
-def load_file(source: InstructionSource, name: str) -> CheckedFile:
-    """Return a file of a source, read and checked; what cannot be read is a problem like any other."""
-    file = shown_file(source, name)
-    try:
-        raw, stamp = _read(source.folder / name, source.folder, file)
-    except (OSError, InvalidArgumentError) as error:
-        return CheckedFile(name, file, problems=_told(file, error))
-    return check_file(source, name, raw, stamp)
-
-
-def check_file(source: InstructionSource, name: str, raw: bytes, stamp: Stamp | None = None) -> CheckedFile:
-    """Return a file's parts, or everything that is wrong with its bytes."""
-    file = shown_file(source, name)
-    try:
-        front, body = _cut(raw, file)
-        nodes = _front_nodes(front, file)
-    except InvalidArgumentError as error:
-        return CheckedFile(name, file, raw, problems=_told(file, error), stamp=stamp)
-    problems = [*_field_problems(nodes, file), *_text_problems(raw, body, file)]
-    if problems:
-        return CheckedFile(name, file, raw, problems=_told(file, *problems), stamp=stamp)
-    return CheckedFile(name, file, raw, body, _fields(nodes), stamp=stamp)
-
-
-def shown_file(source: InstructionSource, name: str) -> str:
-    """Return the source's label and a file's name in it, with nothing in the name that could deceive."""
-    return f"{source.label}/{''.join(one if one.isprintable() else '?' for one in name)}"
-
-
-def same_tag(tag: str, file: str, first: str) -> LibraryError:
-    """Return the error for a second file with one tag in a source."""
-    return LibraryError(file=file, problem=f"its tag {tag!r} is that of {first}; a source has a tag once; rename one")
-
-
-def find_sections(body: bytes) -> Iterator[Section]:
-    """Yield the sections of a Markdown text in order: 2 ms for 8 KB, some seconds for 1 MB."""
-    # Imported at the first use: it takes 70 ms, and a server starts without it.
-    from markdown_it import MarkdownIt  # noqa: PLC0415
-
-    starts = [0, *(match.end() for match in NEWLINE.finditer(body))]
-    # A parser for each call: it fills its rule tables at the first use without a lock, and a new one takes 0.15 ms.
-    tokens = MarkdownIt("commonmark").disable("inline").parse(body.decode())
-    heads = [
-        (" ".join(inline.content.split()), int(head.tag[1:]), starts[head.map[0]])
-        for head, inline in itertools.pairwise(tokens)
-        if head.type == "heading_open" and head.level == 0 and head.map is not None
-    ]
-    nearest = [len(body)] * 7
-    ends: list[int] = []
-    for _, level, start in reversed(heads):
-        ends.append(min(nearest[: level + 1]))
-        nearest[level] = start
-    for (title, level, start), slug, end in zip(heads, _slugs(head[0] for head in heads), reversed(ends), strict=True):
-        yield Section(slug=slug, title=title, level=level, start=start, end=end)
-
-
-def slug_of(title: str) -> str:
-    """Return a title's slug: its letters, digits and marks in lower case, words joined by `-`."""
-    text = re.sub("['\u2019]", "", re.sub(r"\]\([^)\s]*\)", "]", title)).lower()
-    kept = (one if one.isalnum() or unicodedata.category(one).startswith("M") else " " for one in text)
-    return "-".join("".join(kept).split()) or "section"
-
-
-def over_limits(body: bytes, tokens: int) -> Iterator[str]:
-    """Yield by how much a body is over the limits that shipped instructions keep."""
-    lines = len(NEWLINE.findall(body)) + (not body.endswith((b"\n", b"\r")))
-    for size, limit, unit in ((tokens, MAX_BODY_TOKENS, "tokens"), (lines, MAX_BODY_LINES, "lines")):
-        if size > limit:
-            yield f"the body has {size:,} {unit}; at most {limit:,} are read well; move a part to a file of its own"
-
-
-def flaws(name: str, instruction_name: str, version: str) -> Iterator[str]:
-    """Yield what is allowed in a file but should be mended; `name` is the file's name in its source."""
-    path = PurePosixPath(name)
-    if path.name == "SKILL.md" and path.parent.name and path.parent.name != instruction_name:
-        yield f"the folder is {path.parent.name!r} and the name {instruction_name!r}; give both one name"
-    if not version:
-        yield 'there is no version; add metadata with version: "1.0.0"'
-
-
 def _check_source(
     source: InstructionSource, counter: TokenCounter, *, strict: bool
 ) -> tuple[list[CheckedInstruction], list[LibraryError]]:
     stamps, wrong = scan_source(source)
     found, problems, first = list[CheckedInstruction](), list(wrong), dict[str, str]()
-    committed = _committed(source.folder)
+    committed = _committed(source.folder) if stamps else {}
     for checked in (load_file(source, name) for name in stamps or ()):
         problems.extend(checked.problems)
         if checked.fields is not None:
@@ -288,9 +115,9 @@ def _unversioned(
     source: InstructionSource, checked: CheckedFile, version: str, committed: Mapping[str, tuple[str, int]]
 ) -> Iterator[LibraryError]:
     blob, size = committed.get(checked.name, ("", 0))
-    algorithm = "sha1" if len(blob) == 40 else "sha256"
-    now = hashlib.new(algorithm, b"blob %d\0" % len(checked.raw) + checked.raw, usedforsecurity=False).hexdigest()
-    if blob and blob != now and size <= MAX_FILE_BYTES:
+    content = b"blob %d\0" % len(checked.raw) + checked.raw
+    now = [hashlib.new(name, content, usedforsecurity=False).hexdigest() for name in ("sha1", "sha256")]
+    if blob and size <= MAX_FILE_BYTES and blob not in now:
         before = check_file(source, checked.name, _git(source.folder, "cat-file", "blob", blob)).fields
         if before is not None and before["version"] == version:
             still = f"version is still {version}" if version else "there is still no version"
@@ -312,7 +139,7 @@ def _committed(folder: Path) -> dict[str, tuple[str, int]]:
 def _git(folder: Path, *arguments: str) -> bytes:
     """Return what Git prints, nothing if it fails. The repository may be hostile: no hook, no filter, no fetch."""
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 (no shell, and the arguments are ours)
             [*_GIT.split(), "-c", "safe.bareRepository=explicit", "-C", str(folder), *arguments],
             env={key: value for key, value in os.environ.items() if not key.startswith("GIT_")} | _GIT_ENV,
             stdin=subprocess.DEVNULL,
@@ -323,176 +150,3 @@ def _git(folder: Path, *arguments: str) -> bytes:
     except (OSError, subprocess.TimeoutExpired):
         return b""
     return done.stdout if done.returncode == 0 else b""
-
-
-def _scan(source: InstructionSource) -> Iterator[tuple[str, Stamp | None]]:
-    if source.origin == "workspace":
-        _real_path(source.folder, source.folder.absolute().parent.parent, source.label)
-    with os.scandir(source.folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name.casefold() == "readme.md":
-            continue
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir()):
-            if os.path.lexists(f"{entry.path}/SKILL.md"):
-                yield f"{entry.name}/SKILL.md", _stamp(f"{entry.path}/SKILL.md")
-        elif entry.name.endswith(".md"):
-            yield entry.name, _stamp(entry.path)
-
-
-def _stamp(file: str | int) -> Stamp | None:
-    try:
-        status = os.stat(file)  # noqa: PTH116 (a Path costs more than the call, a thousand times a second)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _read(path: Path, root: Path, file: str) -> tuple[bytes, Stamp | None]:
-    opened = os.open(_real_path(path, root, file), _OPEN_FLAGS)
-    try:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise _problem(file, "is not a regular file", "only regular files are read", "put a file in its place")
-        stamp = _stamp(opened)
-        with open(opened, "rb", closefd=False) as reader:
-            raw = reader.read(MAX_FILE_BYTES + 1)
-    finally:
-        os.close(opened)
-    if len(raw) > MAX_FILE_BYTES:
-        raise _problem(file, "is too large", f"at most {MAX_FILE_BYTES:,} bytes are read", "split it")
-    settled = stamp is not None and abs(time.time_ns() - stamp[0]) > _SETTLED_NS
-    return raw, stamp if settled else None
-
-
-def _real_path(path: Path, root: Path, file: str) -> str:
-    real = os.path.realpath(path, strict=True)
-    if not Path(real).is_relative_to(os.path.realpath(root)):
-        raise _problem(file, "is a link that leads out of its folder", "links stay inside", "put a copy in its place")
-    return real
-
-
-def _cut(raw: bytes, file: str) -> tuple[str, bytes]:
-    """Return the front matter's text, with a newline for its first line so that an error counts right, and the body."""
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        raise _problem(file, f"byte {error.start:,} is not UTF-8", "a file is UTF-8", "convert it") from None
-    match = _FRONT.match(raw)
-    if match is None:
-        allowed = "a file starts with the lines ---, name: ..., description: ... and ---"
-        raise _problem(file, "has no front matter", allowed, "write these lines at its top")
-    if len(match[1]) > _MAX_FRONT_BYTES:
-        raise _problem(file, "has long front matter", f"it is at most {_MAX_FRONT_BYTES:,} bytes", "shorten it")
-    return "\n" + match[1].decode(), raw[match.end() :]
-
-
-def _front_nodes(front: str, file: str) -> dict[str, yaml.Node]:
-    """Return the nodes by dotted name. Nothing is constructed: no value can fail, grow or run anything."""
-    rule, fix = "the front matter is lines such as name: web-development", "mend it"
-    try:
-        _check_depth(front)
-        root = _compose(front, _YAML)
-    except yaml.YAMLError as error:
-        why = " ".join(str(error).split()).replace(' "<unicode string>",', "")
-        raise _problem(file, f"has front matter that is not YAML: {why}", rule, fix) from None
-    if not isinstance(root, yaml.MappingNode):
-        raise _problem(file, "has front matter that is not a mapping", rule, fix)
-    nodes: dict[str, yaml.Node] = {}
-    for name, node in _pairs(root):
-        if name in nodes:
-            raise _problem(file, f"field {name!r} is there twice", "each field is given once", "delete one")
-        nodes[name] = node
-    return nodes
-
-
-def _check_depth(front: str) -> None:
-    """Refuse what would overflow the C stack of the composer, which recurses."""
-    depth = 0
-    for event in _events(front, _YAML):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_FRONT_DEPTH:
-            raise yaml.YAMLError("it is nested too deeply")
-
-
-def _pairs(mapping: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, yaml.Node]]:
-    for key, value in mapping.value:
-        if isinstance(key, yaml.ScalarNode):
-            yield prefix + key.value, value
-            if prefix + key.value == "metadata" and isinstance(value, yaml.MappingNode):
-                yield from _pairs(value, "metadata.")
-
-
-def _field_problems(nodes: Mapping[str, yaml.Node], file: str) -> Iterator[InvalidArgumentError]:
-    for name in dict.fromkeys(("name", "description", *nodes)):
-        pattern, rule = _RULES.get(name, (r".*", "the values of metadata are strings"))
-        if name in _RULES or name.startswith("metadata."):
-            wrong, fix = _wrong(name, nodes.get(name), pattern)
-            if wrong:
-                yield _problem(file, f"field {name!r} {wrong}", rule, fix)
-
-
-def _wrong(name: str, node: yaml.Node | None, pattern: str) -> tuple[str, str]:
-    """Return what is wrong with a field and the fix, both empty if it is right."""
-    key = name.rpartition(".")[2]
-    mend = f"mend {key} in the front matter"
-    if node is None:
-        return "is missing", f"add a line {key}: ... to the front matter"
-    kind = node.tag.rpartition(":")[2]
-    if name == "metadata":
-        return ("", "") if isinstance(node, yaml.MappingNode) else (f"is a YAML {kind}", mend)
-    if not isinstance(node, yaml.ScalarNode):
-        return f"is a YAML {kind}", mend
-    if node.tag != "tag:yaml.org,2002:str":
-        return f"is a YAML {kind}", f'put it in quotes: {key}: "{node.value[:64]}"'
-    value = " ".join(node.value.split())
-    if _UNSEEN.search(value) or re.search(r"[\x00-\x1f\x7f-\x9f]", value):
-        return "has an escaped unseen character", f"take it out; {_UNSEEN_RULE}"
-    if re.fullmatch(pattern, value):
-        return "", ""
-    slug = re.sub(r"[^a-z0-9]+", "-", value.casefold())[:64].strip("-")
-    fix = f"write name: {slug}" if name == "name" and slug else mend
-    return f"is {value!r}" if len(value) <= 64 else f"has {len(value):,} characters", fix
-
-
-def _fields(nodes: Mapping[str, yaml.Node]) -> dict[str, str]:
-    texts = {key: " ".join(node.value.split()) for key, node in nodes.items() if isinstance(node, yaml.ScalarNode)}
-    return {
-        "tag": texts["name"].replace("-", "_"),
-        "name": texts["name"],
-        "description": texts["description"],
-        "essentials": texts.get("metadata.essentials", ""),
-        "version": texts.get("metadata.version", texts.get("version", "")),
-    }
-
-
-def _text_problems(raw: bytes, body: bytes, file: str) -> Iterator[InvalidArgumentError]:
-    text = raw.decode()
-    unseen = None if raw.isascii() and b"\0" not in raw else _UNSEEN.search(text)
-    if unseen is not None:
-        line = text.count("\n", 0, unseen.start()) + 1
-        yield _problem(file, f"line {line:,} has U+{ord(unseen[0]):04X}", _UNSEEN_RULE, "take it out")
-    if not body.strip():
-        yield _problem(file, "has an empty body", "instructions follow the front matter", "write them")
-
-
-def _slugs(titles: Iterable[str]) -> Iterator[str]:
-    taken: set[str] = set()
-    copies: Counter[str] = Counter()
-    for title in titles:
-        base = slug = slug_of(title)
-        while slug in taken:
-            copies[base] += 1
-            slug = f"{base}-{copies[base] + 1}"
-        taken.add(slug)
-        yield slug
-
-
-def _problem(file: str, wrong: str, allowed: str, todo: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{file}: {wrong}", allowed, todo)
-
-
-def _told(file: str, *errors: InvalidArgumentError | OSError) -> tuple[LibraryError, ...]:
-    fix = "you must be able to read it; mend its permissions or its link"
-    texts = (f"cannot be read: {each.strerror}; {fix}" if isinstance(each, OSError) else str(each) for each in errors)
-    head = f"{InvalidArgumentError.code}: {file}: "
-    return tuple(LibraryError(file=file, problem=text.removeprefix(head)) for text in texts)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from iris_kv.errors import NotFoundError
-from iris_kv.instruction_check import (
+from iris_kv.instruction_file import (
     MAX_BODY_LINES,
     MAX_BODY_TOKENS,
     MAX_FILE_BYTES,
@@ -143,6 +143,7 @@ class InstructionLibrary:
     """
 
     def __init__(self, sources: Sequence[InstructionSource], counter: TokenCounter | None = None) -> None:
+        """Read the sources for the first time; without a counter, make one."""
         self._sources = tuple(sources)
         self._counter = TokenCounter() if counter is None else counter
         self._refreshing = threading.Lock()
@@ -184,7 +185,7 @@ class InstructionLibrary:
             NotFoundError: There is none; the text lists the tags, nearest first, with when to use them.
         """
         state = self._state
-        for form in (name, name.casefold(), _folded(name)):
+        for form in (name, name.strip().lower(), _folded(name)):
             if form in state.names:
                 return state.names[form]
         raise _unknown_instruction(name, state.instructions)
@@ -289,8 +290,7 @@ def _names(instructions: Sequence[Instruction]) -> dict[str, Instruction]:
     """Return who answers to which name; a tag comes before a name, a name before an alias, exact before folded."""
     exact = [(found.tag, found) for found in instructions] + [(found.name, found) for found in instructions]
     exact += [(alias, found) for found in instructions for alias in found.aliases]
-    folded = [(fold(name), found) for fold in (str.casefold, _folded) for name, found in exact]
-    return dict(reversed(exact + folded))
+    return dict(reversed(exact + [(_folded(name), found) for name, found in exact]))
 
 
 def _folded(name: str) -> str:

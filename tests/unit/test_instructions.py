@@ -647,6 +647,20 @@ def test_an_instruction_answers_to_its_tag_and_its_aliases(tmp_path: Path, name:
     assert library_of(tmp_path).get(name).tag == "web_development"
 
 
+def test_case_is_forgiven_before_hyphens_are(tmp_path: Path) -> None:
+    write(tmp_path, "x-y.md", text_of("one"))
+    write(tmp_path, "x_y.md", text_of("two"))
+    library = library_of(tmp_path)
+
+    assert [library.get(name).tag for name in ("x-y", "X-Y", "x_y", "X_Y", "ONE")] == [
+        "one",
+        "one",
+        "two",
+        "two",
+        "one",
+    ]
+
+
 def test_a_skill_answers_to_its_folders_name(tmp_path: Path) -> None:
     write(tmp_path, "PDF/SKILL.md", text_of("pdf-forms"))
 
