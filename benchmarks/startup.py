@@ -115,11 +115,12 @@ def _calls(floor: Sequence[str], ours: Sequence[str], calls: int) -> tuple[list[
     """Call both servers in turn, in blocks, so that both see the same machine."""
     taken: tuple[list[float], list[float]] = ([], [])
     with Server(floor) as minimal, Server(ours) as iris:
-        cases = ((minimal, "nothing", {}), (iris, "get_instruction", {"tag": "research"}))
+        arguments: tuple[dict[str, Any], dict[str, Any]] = ({}, {"tag": "research"})
+        cases = ((minimal, "nothing", arguments[0]), (iris, "get_instruction", arguments[1]))
         for number in range(calls + 50):
-            for (server, name, arguments), times in zip(cases, taken, strict=True):
+            for (server, name, given), times in zip(cases, taken, strict=True):
                 started = time.perf_counter()
-                server.call(name, arguments)
+                server.call(name, given)
                 if number >= 50:
                     times.append(time.perf_counter() - started)
     return taken

@@ -1,4 +1,15 @@
-"""iris-kv: instructions on demand and a durable cache for LLM agents."""
+"""iris-kv: instructions on demand and a durable cache for LLM agents.
+
+A program opens a workspace as the server does, and calls what every face calls:
+
+    me = Principal(author="agent", face="library")
+    async with open_workspace("/path/to/project") as workspace:
+        print(await workspace.get_instruction("research"))
+        await workspace.put(me, "artifacts", "sources.json", b"[]")
+        print((await workspace.get("artifacts", "sources.json")).value)
+
+Everything that it raises on purpose is an `IrisError`; `iris_kv.errors` has the tree.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
 from iris_kv.location import Location, find_workspace
 from iris_kv.settings import Profile, Settings, load_settings
+from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.workspace import SystemClock, Workspace
 
@@ -57,9 +58,7 @@ def _without_files(arguments: Mapping[str, object]) -> Settings:
 def configure_logging(level: str, workspace: str) -> None:
     """Log as key=value to stderr, and keep errors for `doctor`; stdout belongs to the protocol."""
     stderr = logging.StreamHandler(sys.stderr)
-    stderr.setFormatter(
-        logging.Formatter("time=%(asctime)s level=%(levelname)s logger=%(name)s msg=%(message)s")
-    )
+    stderr.setFormatter(logging.Formatter("time=%(asctime)s level=%(levelname)s logger=%(name)s msg=%(message)s"))
     kept = ErrorLog(error_log_path(), workspace, SystemClock())
     logging.basicConfig(level=level.upper(), handlers=[stderr, kept], force=True)
 
@@ -74,10 +73,17 @@ async def serve_stdio(start: Start, profile: Profile | None = None) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(workspace.run_background)
         tasks.start_soon(_exit_on_signal, workspace)
-        async with stdio_server() as (reading, writing):
-            await server.run(reading, writing, server.create_initialization_options())
+        await _serve_until_closed(server)
         tasks.cancel_scope.cancel()
     await workspace.aclose()
+
+
+async def _serve_until_closed(server: IrisServer) -> None:
+    try:
+        async with stdio_server() as (reading, writing):
+            await server.run(AnsweredLines(reading, writing), writing, server.create_initialization_options())
+    except* BrokenPipeError:
+        _log.info("the client closed its end before it had read every answer")
 
 
 def _where(location: Location | None) -> tuple[str, str]:

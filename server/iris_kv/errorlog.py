@@ -26,8 +26,9 @@ class ServerError(Frozen):
 
 def error_log_path() -> Path:
     """Return where the errors are kept: the user's state folder, as the workspace may be what is broken."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "iris-kv" / "errors.jsonl"
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    # Nothing is kept for a user without a home: no file can lie below the null device.
+    return Path(base if os.path.isabs(base) else os.devnull) / "iris-kv" / "errors.jsonl"
 
 
 class ErrorLog(logging.Handler):
@@ -42,7 +43,11 @@ class ErrorLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append one error and forget all but the newest."""
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - a bad format string must not end the server; logging reports it
+            self.handleError(record)
+            return
         if record.exc_info and record.exc_info[1] is not None:
             text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
         line = {"at": self._clock.now_ms(), "pid": os.getpid(), "workspace": self._workspace}
@@ -51,15 +56,11 @@ class ErrorLog(logging.Handler):
 
     def _append(self, line: str) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        _write(self._path, os.O_APPEND, line.encode())
         kept = self._path.read_bytes().splitlines(keepends=True)
         if len(kept) > 2 * KEPT:
             temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_bytes(b"".join(kept[-KEPT:]))
+            _write(temporary, os.O_TRUNC, b"".join(kept[-KEPT:]))
             temporary.replace(self._path)
 
 
@@ -76,3 +77,11 @@ def last_errors(path: Path) -> tuple[ServerError, ...]:
 def described(error: ServerError) -> str:
     """Return an error as one line for people."""
     return f"{utc_text(error.at)} pid {error.pid} in {error.workspace}: {error.text}"
+
+
+def _write(path: Path, flags: int, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)

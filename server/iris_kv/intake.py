@@ -78,17 +78,18 @@ def ttl_ms(ttl_hours: float | None) -> int | None:
     return max(1, int(ttl_hours * HOUR_MS))
 
 
-def check_digest(if_digest: str | None) -> str | None:
-    """Return an expected digest.
+def check_digest(digest: str | None, *, name: str = "if_digest") -> str | None:
+    """Return an expected digest; `name` is the argument that it came in.
 
     Raises:
         InvalidArgumentError: It is neither empty nor a digest.
     """
-    if if_digest is None or if_digest == "" or _DIGEST.fullmatch(if_digest):
-        return if_digest
+    if digest is None or digest == "" or _DIGEST.fullmatch(digest):
+        return digest
+    meaning = " for 'only if absent'" if name == "if_digest" else ""
     raise InvalidArgumentError(
-        f"if_digest is {if_digest!r}",
-        "it is sha256: and 16 to 64 hex digits, or empty for 'only if absent'",
+        f"{name} is {digest!r}",
+        f"it is sha256: and 16 to 64 hex digits, or empty{meaning}",
         "take the digest of the last answer",
     )
 
@@ -174,10 +175,15 @@ def _is_json(content_type: str) -> bool:
 
 def _json_problem(value: bytes) -> str | None:
     try:
-        json.loads(value)
+        # Numbers are only looked at: parsed, one of a million digits takes minutes, and over 4,300 are refused.
+        json.loads(value.decode("utf-8-sig"), parse_int=len, parse_float=len, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         return str(error)
     return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _open_inside(root: Path, path: str) -> tuple[int, Path]:
@@ -208,11 +214,19 @@ def _relative(root: Path, path: str) -> Path:
                 break
         else:
             raise _outside(path, "is outside the workspace")
-    if not given.parts or ".." in given.parts or "\0" in path:
+    if not given.parts or ".." in given.parts or "\0" in path or not _is_encodable(path):
         raise _outside(path, "does not name a file inside the workspace")
     if given.parts[0] == ".iris":
         raise _outside(path, "is iris-kv's own")
     return given
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _path_error(path: str, error: OSError) -> Exception:

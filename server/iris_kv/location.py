@@ -29,16 +29,17 @@ def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Pa
     Raises:
         InvalidArgumentError: The folder named does not exist, or none was named and none is found.
     """
-    for name, value in (("--workspace", argument), (VARIABLE, environment.get(VARIABLE))):
-        if value:
-            return _named(name, value)
+    if argument is not None:
+        return _named("--workspace", argument)
+    if environment.get(VARIABLE):
+        return _named(VARIABLE, environment[VARIABLE])
     candidates = [folder for folder in (cwd, *cwd.parents) if not _is_too_wide(folder)]
     for folder in candidates:
-        if (folder / ".iris").is_dir():
+        if os.path.isdir(folder / ".iris"):
             return Location(root=folder, reason="the nearest .iris folder upwards")
     for folder in candidates:
         # In a worktree or a submodule .git is a file.
-        if any((folder / name).exists() for name in _VCS):
+        if any(os.path.exists(folder / name) for name in _VCS):
             return Location(root=folder, reason="the nearest version control root upwards")
     raise InvalidArgumentError(
         "no workspace was named, and none is found upwards from the current folder",
@@ -48,9 +49,10 @@ def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Pa
 
 
 def _named(name: str, value: str) -> Location:
-    folder = Path(os.path.abspath(Path(value).expanduser()))
-    if folder.is_dir():
-        return Location(root=folder, reason=name)
+    # os.path and not Path: a home that is not known, a long name and a closed folder make Path raise.
+    folder = os.path.abspath(os.path.expanduser(value))
+    if value and os.path.isdir(folder):
+        return Location(root=Path(folder), reason=name)
     raise InvalidArgumentError(
         f"{name} is {value!r}, which is not a folder",
         "it is the path of an existing folder, with every variable filled in",

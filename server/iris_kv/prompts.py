@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, Literal
 
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import Frozen, digest_of
-from iris_kv.tokens import TokenCounter
+from iris_kv.tokens import estimate
 
 Variant = Literal["compact", "full"]
 VARIANTS: Final[tuple[Variant, ...]] = ("compact", "full")
 MARKER: Final = b"<!-- iris:instructions -->"
 
-TABLE_TOKENS: Final = 390
-"""The trigger table in the compact prompt: four instructions take about 290."""
-SERVER_TOKENS: Final = 250
+TABLE_TOKENS: Final = 300
+"""The trigger table in the compact prompt: the four shipped instructions take 228 by the estimate."""
+SERVER_TOKENS: Final = 232
+"""By the estimate, which lines of tags exceed by up to a thirteenth: 250 by the real tokenizer."""
 SERVER_CHARS: Final = 2_048
 
 _MAX_SOURCE_BYTES: Final = 5_000_000
@@ -121,12 +123,11 @@ class PromptSelector:
     """
 
     def __init__(
-        self, source: PromptSource, library: InstructionLibrary, counter: TokenCounter, *, compact: bool, reason: str
+        self, source: PromptSource, library: InstructionLibrary, *, compact: bool, reason: str
     ) -> None:
         """Choose `compact` or not by default, for the reason given."""
         self._source = source
         self._library = library
-        self._counter = counter
         self._compact = compact
         self._reason = reason
 
@@ -148,6 +149,11 @@ class PromptSelector:
     def refresh(self) -> bool:
         """Read the source again if it changed; tell whether the prompt changed."""
         return self._source.refresh()
+
+    @property
+    def source_state(self) -> tuple[bytes, bytes]:
+        """The source around the marker line; with the instructions it decides every rendering."""
+        return self._source.before, self._source.after
 
     @property
     def error(self) -> str | None:
@@ -176,13 +182,13 @@ class PromptSelector:
         return (self._source.before + middle.encode() + self._source.after).decode()
 
     def _table(self, instructions: Sequence[Instruction]) -> str:
-        lines = trigger_lines(instructions, self._counter, TABLE_TOKENS, essentials=True)
+        lines = trigger_lines(instructions, TABLE_TOKENS, essentials=True)
         return "## Instructions\n\n" + _RULE + "\n\n" + "\n".join(lines)
 
     def server_instructions(self) -> str:
         """Return what a client shows the model in `initialize` and `server/discover`."""
-        rest = self._counter.at_most(_SERVER_RULE + _SERVER_CACHE) if self._counter.exact else 95
-        lines = trigger_lines(self._library.instructions, self._counter, SERVER_TOKENS - rest - 4, essentials=False)
+        rest = estimate(_SERVER_RULE + _SERVER_CACHE)
+        lines = trigger_lines(self._library.instructions, SERVER_TOKENS - rest, essentials=False)
         return _within_chars(lines)
 
 
@@ -198,32 +204,27 @@ def check_variant(variant: str) -> Variant:
     raise InvalidArgumentError(f"unknown prompt variant {variant!r}", "compact or full", "take one of the two")
 
 
-def trigger_lines(
-    instructions: Sequence[Instruction], counter: TokenCounter, max_tokens: int, *, essentials: bool
-) -> list[str]:
-    """Return the trigger table, cut to what fits.
+def trigger_lines(instructions: Sequence[Instruction], max_tokens: int, *, essentials: bool) -> list[str]:
+    """Return the trigger table, cut to what fits by an estimate that is the same in every process.
 
-    Each line has a tag and when to use it, with `essentials` also its two rules. Where that is too
-    long for all, lines get shorter; where that is not enough, the rest is left to a search.
+    Each line has a tag and when to use it, with `essentials` also its two rules where there is room
+    for them. Where there is no room for all lines, the rest is left to a search.
     """
-    shapes: list[Callable[[Instruction], str]] = [_full_line, _line] if essentials else [_line]
-    for shape in shapes:
-        lines = [shape(instruction) for instruction in instructions]
-        if counter.count("\n".join(lines)) <= max_tokens:
-            return lines
-    return _fitting(instructions, counter, max_tokens - counter.count("\n" + _MORE))
+    lines = [_line(instruction) for instruction in instructions]
+    left = max_tokens - estimate("\n".join(lines))
+    if left < 0:
+        return _fitting(lines, max_tokens - estimate("\n" + _MORE))
+    for at, instruction in enumerate(instructions if essentials else ()):
+        longer = _full_line(instruction)
+        cost = estimate(longer) - estimate(lines[at])
+        if cost <= left:
+            lines[at], left = longer, left - cost
+    return lines
 
 
-def _fitting(instructions: Sequence[Instruction], counter: TokenCounter, max_tokens: int) -> list[str]:
-    lines: list[str] = []
-    used = 0
-    for instruction in instructions:
-        line = _line(instruction)
-        used += counter.count(line + "\n")
-        if used > max_tokens:
-            break
-        lines.append(line)
-    return [*lines, _MORE]
+def _fitting(lines: Sequence[str], max_tokens: int) -> list[str]:
+    used = accumulate(estimate(line + "\n") for line in lines)
+    return [*(line for line, end in zip(lines, used, strict=True) if end <= max_tokens), _MORE]
 
 
 def _full_line(instruction: Instruction) -> str:

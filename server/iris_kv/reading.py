@@ -13,6 +13,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from anyio import to_thread
+
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import Instruction, InstructionLibrary, Section
 from iris_kv.model import EntryInfo, Frozen, short_digest, utc_text
@@ -107,7 +109,8 @@ async def stored_answer(
     start, window = await _window(reader, offset, budget)
     if not is_text(window, whole=start + len(window) >= info.size):
         return _binary_note(info)
-    return framed(_cut(window, start, info.size, budget - _cost(framed, blank, counter), counter))
+    room = budget - _cost(framed, blank, counter)
+    return framed(await to_thread.run_sync(_cut, window, start, info.size, room, counter))
 
 
 def instruction_answer(
@@ -119,7 +122,7 @@ def instruction_answer(
     degraded: str | None,
     max_tokens: int | None = None,
 ) -> str:
-    """Return an instruction, or one of its sections, behind one header line.
+    """Return an instruction, or one of its sections, behind one header line; for a thread, as 1 MB takes seconds.
 
     `offset` counts bytes of the section asked for, or of the body. `degraded` says why the store
     could not answer, if it could not: the library's text is the same.
@@ -164,20 +167,24 @@ def instruction_list(library: InstructionLibrary, query: str | None, counter: To
     found = library.instructions if query is None else library.matching(query)
     about = "~" if not counter.exact else ""
     lines = [f"{each.tag} ({about}{each.tokens} tokens): {each.description}" for each in found]
-    errors = [f"error in {error.file}: {error.problem}" for error in library.errors]
     if not lines:
-        lines = [f"no instruction matches {quoted(query or '')}; leave the query out to see all"]
-    return _bounded_lines(lines + errors, counter)
+        lines = [f"no instruction matches {quoted((query or '')[:_QUERY_CHARS])}; leave the query out to see all"]
+    errors = [f"error in {error.file}: {error.problem}" for error in library.errors]
+    below = bounded_lines(errors, counter, "mend these first", DEFAULT_TOKENS // 4) if errors else ""
+    above = bounded_lines(
+        lines, counter, "narrow them with a query of several words", DEFAULT_TOKENS - counter.at_most(below)
+    )
+    return f"{above}\n{below}" if below else above
 
 
-def _bounded_lines(lines: Sequence[str], counter: TokenCounter) -> str:
-    budget = DEFAULT_TOKENS - _SLACK_TOKENS * 2
+def bounded_lines(lines: Sequence[str], counter: TokenCounter, todo: str, max_tokens: int = DEFAULT_TOKENS) -> str:
+    """Return the lines that fit, one below the other; if some do not, a last one says how many and what to do."""
+    left = max_tokens - _SLACK_TOKENS * 2
     kept: list[str] = []
     for line in lines:
-        budget -= counter.at_most(line + "\n")
-        if budget < 0:
-            left = len(lines) - len(kept)
-            kept.append(f"[{left} more lines do not fit; narrow them with a query of several words]")
+        left -= counter.at_most(line + "\n")
+        if left < 0:
+            kept.append(f"[{len(lines) - len(kept)} more lines do not fit; {todo}]")
             break
         kept.append(line)
     return "\n".join(kept)
@@ -185,6 +192,7 @@ def _bounded_lines(lines: Sequence[str], counter: TokenCounter) -> str:
 
 _HEADER_LEVEL: Final = 2
 _HEADER_CHARS: Final = 1_500
+_QUERY_CHARS: Final = 200
 
 
 async def blob_slice(reader: Reader, offset: int, max_tokens: int | None) -> BlobSlice:
@@ -201,11 +209,11 @@ async def text_slice(reader: Reader, offset: int, max_tokens: int | None, counte
     start, window = await _window(reader, offset, budget)
     if not is_text(window, whole=start + len(window) >= reader.info.size):
         return None
-    return _cut(window, start, reader.info.size, budget, counter)
+    return await to_thread.run_sync(_cut, window, start, reader.info.size, budget, counter)
 
 
 def bytes_slice(value: bytes, offset: int, max_tokens: int | None, counter: TokenCounter) -> Slice:
-    """Return a bare slice of a text that is at hand."""
+    """Return a bare slice of a text that is at hand; for a thread, as dense text takes a tenth of a second."""
     check_offset(offset, len(value))
     budget = check_tokens(max_tokens)
     start = _code_point_start(value, offset)
@@ -233,9 +241,7 @@ def _fenced(info: EntryInfo, part: Slice) -> str:
     written_by = f"{info.provenance.author} via {info.provenance.face}"
     facts = f'scope={info.scope} key={quoted(info.key)} written_by="{written_by}" type={quoted(info.content_type)}'
     expires = "never" if info.expires_at is None else utc_text(info.expires_at)
-    return (
-        f"<{tag} {facts} expires={expires} bytes={part.start}-{part.end}/{info.size}>\n{part.text}\n</{tag}>"
-    )
+    return f"<{tag} {facts} expires={expires} bytes={part.start}-{part.end}/{info.size}>\n{part.text}\n</{tag}>"
 
 
 def _continuation(part: Slice, counter: TokenCounter, call: str) -> str:

@@ -8,7 +8,8 @@ source wrote: windows may run with other folders or other versions of the packag
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from iris_kv.errors import ConflictError, IrisError, NotFoundError
@@ -47,15 +48,21 @@ async def seed(
     library: InstructionLibrary,
     prompts: PromptSelector,
     limits: Mapping[Scope, Limits],
+    sources: Sequence[str],
     *,
     force: bool = False,
 ) -> SeedReport:
-    """Write the library into `instructions` and the rendered prompts into `system`."""
+    """Write the library into `instructions` and the rendered prompts into `system`.
+
+    `sources` are the labels of the library's sources, later ones winning, those included that hold
+    nothing now.
+    """
     outcome: dict[str, list[str]] = {name: [] for name in SeedReport.model_fields}
-    copies = list(_copies(library, prompts))
+    copies = list(_copies(library, prompts, sources))
     for copy in copies:
-        outcome[await _seed_one(store, copy, limits[copy.scope], force=force)].append(f"{copy.scope}/{copy.key}")
-    outcome["removed"] = await _remove_gone(store, {copy.key for copy in copies}, library)
+        limit = limits[copy.scope]
+        outcome[await _seed_one(store, copy, limit, sources, force=force)].append(f"{copy.scope}/{copy.key}")
+    outcome["removed"] = await _remove_gone(store, {copy.key for copy in copies}, library, sources)
     report = SeedReport(**{name: tuple(keys) for name, keys in outcome.items()})
     if report.written or report.removed:
         _log.info("seeded written=%s removed=%s", ",".join(report.written), ",".join(report.removed))
@@ -89,21 +96,18 @@ def source_of(instruction: Instruction) -> str:
     return instruction.source
 
 
-def _copies(library: InstructionLibrary, prompts: PromptSelector) -> Iterator[_Copy]:
+def _copies(library: InstructionLibrary, prompts: PromptSelector, sources: Sequence[str]) -> Iterator[_Copy]:
     for instruction in library.instructions:
-        yield _Copy(
-            "instructions", instruction.tag, instruction.raw, source_of(instruction), instruction.version
-        )
-    sources = ",".join(sorted({source_of(instruction) for instruction in library.instructions}))
+        yield _Copy("instructions", instruction.tag, instruction.raw, source_of(instruction), instruction.version)
     for variant in VARIANTS:
-        yield _Copy("system", prompt_key(variant), prompts.render(variant).encode(), sources, "")
+        yield _Copy("system", prompt_key(variant), prompts.render(variant).encode(), ",".join(sources), "")
 
 
-async def _seed_one(store: Store, copy: _Copy, limits: Limits, *, force: bool) -> str:
+async def _seed_one(store: Store, copy: _Copy, limits: Limits, sources: Sequence[str], *, force: bool) -> str:
     held = await _head(store, copy.scope, copy.key)
     if held is not None and held.digest == digest_of(copy.value):
         return "unchanged"
-    if held is not None and not force and held.metadata.get("source") != copy.source:
+    if held is not None and not force and not _may_replace(held.metadata.get("source"), copy.source, sources):
         return "kept"
     try:
         await store.put(
@@ -121,6 +125,11 @@ async def _seed_one(store: Store, copy: _Copy, limits: Limits, *, force: bool) -
     return "written"
 
 
+def _may_replace(held: str | None, ours: str, sources: Sequence[str]) -> bool:
+    """Tell whether a stored copy is ours, or from a source that would have won if it still had the tag."""
+    return held == ours or (held in sources and ours in sources and sources.index(held) > sources.index(ours))
+
+
 async def _head(store: Store, scope: Scope, key: str) -> EntryInfo | None:
     try:
         return await store.head(scope, key)
@@ -128,17 +137,18 @@ async def _head(store: Store, scope: Scope, key: str) -> EntryInfo | None:
         return None
 
 
-async def _remove_gone(store: Store, keys: set[str], library: InstructionLibrary) -> list[str]:
-    ours = {source_of(instruction) for instruction in library.instructions}
+async def _remove_gone(store: Store, keys: set[str], library: InstructionLibrary, sources: Sequence[str]) -> list[str]:
     broken = bool(library.errors)
     removed: list[str] = []
     cursor: str | None = None
     while True:
         page = await store.list("instructions", cursor=cursor, limit=_PAGE)
         for info in page.entries:
-            if info.key not in keys and not broken and info.metadata.get("source") in ours:
-                await store.delete("instructions", info.key, if_digest=info.digest)
-                removed.append(f"instructions/{info.key}")
+            if info.key not in keys and not broken and info.metadata.get("source") in sources:
+                # Another process may be doing the same.
+                with suppress(NotFoundError, ConflictError):
+                    await store.delete("instructions", info.key, if_digest=info.digest)
+                    removed.append(f"instructions/{info.key}")
         cursor = page.next_cursor
         if cursor is None:
             return removed

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError
@@ -34,9 +36,22 @@ FLAG: Final = "USE_KV_CACHE_PROMPT"
 ENV_PREFIX: Final = "IRIS_KV_"
 MEGABYTE: Final = 1_000_000
 HOUR_MS: Final = 3_600_000
+MAX_TTL_HOURS: Final = 100 * 365 * 24
+MAX_QUOTA_MB: Final = 1_000_000_000
 
+_MAX_FILE_BYTES: Final = 1_000_000
 _OUTSIDE_SETTINGS: Final = frozenset({"IRIS_KV_WORKSPACE"})
+_FROM_WORKSPACE: Final = "workspace configuration"
 _WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions.folders")
+
+Megabytes = Annotated[float, Field(gt=0, le=MAX_QUOTA_MB, allow_inf_nan=False)]
+Hours = Annotated[float, Field(gt=0, le=MAX_TTL_HOURS, allow_inf_nan=False)]
+
+
+def _with_home(folder: Path) -> Path:
+    if "\0" in str(folder):
+        raise ValueError("a path has no NUL")
+    return Path(os.path.expanduser(folder))
 
 
 class _Table(BaseModel):
@@ -46,9 +61,9 @@ class _Table(BaseModel):
 class ScopeSettings(_Table):
     """The quota and the TTL of one scope."""
 
-    quota_mb: Annotated[float, Field(gt=0)]
+    quota_mb: Megabytes
     """Megabytes of 1,000,000 bytes: the sum of the scope's values."""
-    ttl_hours: Annotated[float, Field(gt=0)] | Literal["never"]
+    ttl_hours: Hours | Literal["never"]
     """The TTL of an entry that names none."""
     renew: bool = False
     """Whether reading an entry starts its TTL anew."""
@@ -74,19 +89,20 @@ class PromptSettings(_Table):
 class InstructionSettings(_Table):
     """Where instructions come from, besides the shipped ones and `.iris/instructions`."""
 
-    folders: tuple[Path, ...] = ()
-    """Later folders win over earlier ones; the workspace's own overlay wins over all."""
+    folders: tuple[Annotated[Path, AfterValidator(_with_home)], ...] = ()
+    """Later folders win over earlier ones; the workspace's own overlay wins over all.
+
+    `~` is the home folder; a relative one starts at the workspace.
+    """
 
 
 class Settings(BaseSettings):
     """All that can be configured. `Settings()` is the defaults; `load_settings` reads the layers."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     scopes: ScopesSettings = ScopesSettings()
-    max_value_mb: Annotated[float, Field(gt=0)] = 50
+    max_value_mb: Megabytes = 50
     """The size of one value, in megabytes of 1,000,000 bytes; a smaller quota of its scope wins."""
     durability: Durability = "full"
     """`full` survives a power cut; `fast` survives the end of the process only."""
@@ -120,6 +136,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take what the constructor is given and nothing else: the layers are `load_settings`'s work."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
 
 
@@ -129,13 +146,15 @@ class _Flag(BaseSettings):
 
 class _Layer(NamedTuple):
     name: str
-    values: dict[str, Any]
+    values: Mapping[str, object]
+    """By dotted name."""
 
 
 def user_config_path() -> Path:
     """Return the path of the user's configuration file, which need not exist."""
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "iris-kv" / "config.toml"
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    # A user without a home has no file of their own, and none in the current folder either.
+    return Path(base if os.path.isabs(base) else os.devnull) / "iris-kv" / "config.toml"
 
 
 def load_settings(workspace: Path | None, arguments: Mapping[str, object] | None = None) -> Settings:
@@ -152,16 +171,19 @@ def load_settings(workspace: Path | None, arguments: Mapping[str, object] | None
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in _layers(workspace, arguments or {}):
-        _check_keys(layer)
-        for dotted, value in _flattened(layer.values):
+        for dotted, value in layer.values.items():
             if dotted not in origins:
                 origins[dotted] = layer.name
                 _plant(merged, dotted, value)
     _complete_scopes(merged)
     try:
-        return Settings(**merged, origins=origins)
+        settings = Settings(**merged, origins=origins)
     except ValidationError as error:
         raise _bad_value(error, origins) from None
+    if workspace is not None and origins.get("instructions.folders") == _FROM_WORKSPACE:
+        for folder in settings.instructions.folders:
+            _check_inside(f"the instruction folder {str(folder)!r}", folder, workspace)
+    return settings
 
 
 def shipped(kind: Literal["instructions", "prompts"]) -> Path:
@@ -172,90 +194,108 @@ def shipped(kind: Literal["instructions", "prompts"]) -> Path:
 
 
 def _layers(workspace: Path | None, arguments: Mapping[str, object]) -> Iterator[_Layer]:
-    from_arguments: dict[str, Any] = {}
-    for dotted, value in arguments.items():
-        _plant(from_arguments, dotted, value)
-    yield _Layer("argument", from_arguments)
-    _check_variables()
-    yield _Layer("environment", EnvSettingsSource(Settings)())
+    yield _layer("argument", _tree(arguments))
+    yield _layer("environment", _from_environment())
     yield _flag_layer("environment " + FLAG, EnvSettingsSource(_Flag)())
     if workspace is not None:
-        yield _flag_layer(".env " + FLAG, DotEnvSettingsSource(_Flag, env_file=workspace / ".env")())
-    yield _Layer("user configuration", _read_toml(user_config_path()))
+        yield _flag_layer(".env " + FLAG, _from_dotenv(workspace / ".env"))
+    yield _layer("user configuration", _read_toml(user_config_path()))
     if workspace is not None:
-        values = _read_toml(workspace / ".iris" / "config.toml")
-        _check_workspace_file(values, workspace)
-        yield _Layer("workspace configuration", values)
+        yield _workspace_layer(workspace)
 
 
-def _flag_layer(name: str, values: Mapping[str, Any]) -> _Layer:
-    flag = values.get("use_kv_cache_prompt")
-    return _Layer(name, {} if flag in (None, "") else {"prompt": {"compact": flag}})
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(
-            f"{path.name} in {path.parent.name!r} is not TOML: {error}",
-            "the file holds tables such as [scopes.task] and [prompt]",
-            "mend or delete the file",
-        ) from None
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"{path.name} in {path.parent.name!r} cannot be read: {error.strerror}",
-            "it must be a file that you may read",
-            "mend its permissions or delete it",
-        ) from None
-
-
-def _check_workspace_file(values: Mapping[str, Any], workspace: Path) -> None:
-    for dotted, value in _flattened(values):
+def _workspace_layer(workspace: Path) -> _Layer:
+    path = workspace / ".iris" / "config.toml"
+    if os.path.lexists(path):
+        _check_inside("the file", path, workspace)
+    layer = _layer(_FROM_WORKSPACE, _read_toml(path))
+    for dotted in layer.values:
         if not any(dotted == name or dotted.startswith(name + ".") for name in _WORKSPACE_MAY_SET):
             raise ForbiddenError(
                 f".iris/config.toml sets {dotted!r}",
                 f"a workspace's file comes with a clone and may set only {', '.join(_WORKSPACE_MAY_SET)}",
-                f"move it to {user_config_path().name} in the user's configuration folder iris-kv",
+                f"move it to {_shown(user_config_path())} in the user's configuration folder",
             )
-        if dotted == "instructions.folders":
-            for folder in cast("list[object]", value if isinstance(value, list) else [value]):
-                _check_inside(str(folder), workspace)
+    return layer
 
 
-def _check_inside(folder: str, workspace: Path) -> None:
-    root = workspace.resolve()
-    if not (root / folder).resolve().is_relative_to(root):
-        raise ForbiddenError(
-            f".iris/config.toml names the instruction folder {folder!r}, which is outside the workspace",
-            "a workspace's file may name only folders inside the workspace",
-            "move the folder into the workspace, or name it with --instructions",
-        )
+def _layer(name: str, tree: Mapping[str, Any]) -> _Layer:
+    return _Layer(name, dict(_flattened(name, tree, Settings)))
 
 
-def _check_variables() -> None:
+def _flag_layer(name: str, values: Mapping[str, Any]) -> _Layer:
+    flag = values.get("use_kv_cache_prompt")
+    return _Layer(name, {} if flag in (None, "") else {"prompt.compact": flag})
+
+
+def _from_environment() -> dict[str, Any]:
     known = {ENV_PREFIX + name.upper() for name in _fields(Settings)}
     for variable in os.environ:
         if not variable.upper().startswith(ENV_PREFIX) or variable.upper() in _OUTSIDE_SETTINGS:
             continue
-        top = variable.upper().split("__", 1)[0]
-        if top not in known:
+        if variable.upper().split("__", 1)[0] not in known:
             raise _unknown("environment", variable, [*sorted(known), *sorted(_OUTSIDE_SETTINGS)])
+    try:
+        return EnvSettingsSource(Settings, env_ignore_empty=True)()
+    except SettingsError as error:
+        raise InvalidArgumentError(
+            f"the environment cannot be read: {error}",
+            "tables and lists are JSON there; one value is set as in IRIS_KV_PROMPT__COMPACT=true",
+            "mend the variable, or unset it",
+        ) from None
 
 
-def _check_keys(layer: _Layer) -> None:
-    def check(values: Mapping[str, Any], table: type[BaseModel], prefix: str) -> None:
-        known = _fields(table)
-        for key, value in values.items():
-            if key not in known:
-                raise _unknown(layer.name, prefix + key, [prefix + name for name in known])
-            inner = table.model_fields[key].annotation
-            if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
-                check(cast("dict[str, Any]", value), inner, f"{prefix}{key}.")
+def _from_dotenv(path: Path) -> dict[str, Any]:
+    try:
+        return DotEnvSettingsSource(_Flag, env_file=path)()
+    except (OSError, UnicodeDecodeError):
+        # It belongs to the project and need not be for us: what we cannot read sets nothing.
+        return {}
 
-    check(layer.values, Settings, "")
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_FILE_BYTES:
+                raise _unreadable(path, "not a regular file, or too large")
+            return tomllib.loads(file.read(_MAX_FILE_BYTES).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(
+            f"{_shown(path)} is not TOML: {error}",
+            "the file holds tables such as [scopes.task] and [prompt]",
+            "mend or delete the file",
+        ) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a planted pipe in its place does not make the server wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _shown(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _unreadable(path: Path, why: str | None) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{_shown(path)} cannot be read: {why}",
+        f"it is a file of at most {_MAX_FILE_BYTES:,} bytes that you may read",
+        "mend its permissions or delete it",
+    )
+
+
+def _check_inside(named: str, path: Path, workspace: Path) -> None:
+    if not Path(os.path.realpath(workspace / path)).is_relative_to(os.path.realpath(workspace)):
+        raise ForbiddenError(
+            f".iris/config.toml: {named} is outside the workspace",
+            "a workspace's configuration stays inside the workspace, links included",
+            "move it into the workspace, or set it in the user's configuration or with --instructions",
+        )
 
 
 def _fields(table: type[BaseModel]) -> list[str]:
@@ -270,23 +310,45 @@ def _unknown(layer: str, key: str, known: list[str]) -> InvalidArgumentError:
 
 
 def _bad_value(error: ValidationError, origins: Mapping[str, str]) -> InvalidArgumentError:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
-    known = [dotted for dotted in origins if ".".join(path).startswith(dotted)]
-    dotted = known[0] if known else ".".join(path)
+    errors = error.errors(include_url=False)
+    paths = [".".join(map(str, each["loc"])) + "." for each in errors]
+    dotted = next((name for name in origins if paths[0].startswith(name + ".")), paths[0].rstrip("."))
+    # A value of several types has one message for each.
+    messages = [each["msg"] for each, path in zip(errors, paths, strict=True) if path.startswith(dotted + ".")]
     return InvalidArgumentError(
-        f"{dotted} in {origins.get(dotted, 'the settings')} is {first['input']!r}",
-        first["msg"],
+        f"{dotted} in {origins.get(dotted, 'the settings')} is {errors[0]['input']!r:.100}",
+        " or ".join(dict.fromkeys(messages)),
         "mend it there, or take it out to get the default",
     )
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flattened(cast("dict[str, Any]", value), f"{prefix}{key}.")
+def _flattened(
+    layer: str, tree: Mapping[str, Any], table: type[BaseModel], prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Yield a layer's values by dotted name, and refuse what no table has."""
+    known = _fields(table)
+    for key, value in tree.items():
+        dotted = prefix + key
+        if key not in known:
+            raise _unknown(layer, dotted, [prefix + name for name in known])
+        inner = table.model_fields[key].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            yield dotted, value
+        elif isinstance(value, dict):
+            yield from _flattened(layer, cast("dict[str, Any]", value), inner, dotted + ".")
         else:
-            yield prefix + key, value
+            raise InvalidArgumentError(
+                f"{dotted} in {layer} is {value!r:.100}",
+                f"it is a table of {', '.join(_fields(inner))}",
+                "set one of these",
+            )
+
+
+def _tree(arguments: Mapping[str, object]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for dotted, value in arguments.items():
+        _plant(tree, dotted, value)
+    return tree
 
 
 def _plant(tree: dict[str, Any], dotted: str, value: object) -> None:
@@ -301,5 +363,4 @@ def _complete_scopes(merged: dict[str, Any]) -> None:
     defaults = ScopesSettings().model_dump()
     scopes = merged.get("scopes", {})
     for scope, table in scopes.items():
-        if scope in defaults and isinstance(table, dict):
-            scopes[scope] = {**defaults[scope], **table}
+        scopes[scope] = {**defaults[scope], **table}

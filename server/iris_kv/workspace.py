@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ SUMMARY_KEY: Final = "summary"
 REFRESH_MS: Final = 1_000
 
 _COLLECT_EVERY_S: Final = 600
+_WARM_UP_AFTER_S: Final = 1.0
 _NEAREST: Final = 5
 _KEYS_COMPARED: Final = 2_000
 _RECENT_DAYS: Final = 7
@@ -90,6 +92,25 @@ class ScopeActivity(Frozen):
     read: Activity | None
 
 
+@dataclass(frozen=True)
+class ServedState:
+    """The instructions and the prompt source as they were served at a moment."""
+
+    instructions: tuple[Instruction, ...]
+    prompt_source: tuple[bytes, bytes]
+
+    @property
+    def tags(self) -> tuple[tuple[str, str], ...]:
+        """Each tag with when to use it: what stands in lists and in the trigger table."""
+        return tuple((each.tag, each.description) for each in self.instructions)
+
+    def names_changed_since(self, before: ServedState) -> frozenset[str]:
+        """Return the tags and aliases, with underscores, of instructions that are new, changed or gone."""
+        changed = set(self.instructions).symmetric_difference(before.instructions)
+        names = (name for each in changed for name in (each.tag, *each.aliases))
+        return frozenset(name.casefold().replace("-", "_") for name in names)
+
+
 class Workspace:
     """A workspace with its settings, instructions, prompts and store.
 
@@ -104,6 +125,7 @@ class Workspace:
         *,
         face: Face,
         clock: Clock | None = None,
+        counter: TokenCounter | None = None,
         create: bool = True,
         problem: IrisError | None = None,
     ) -> None:
@@ -114,17 +136,19 @@ class Workspace:
             settings: See `load_settings`.
             face: Through which face this process reads and writes, for the record.
             clock: Where the time comes from; None: the machine's.
+            counter: What counts tokens; None: the tokenizer where it is installed.
             create: Create the cache where there is none.
             problem: Why the store must not be used, such as a broken configuration.
         """
         self.location = location
         self.settings = settings
-        self.counter = TokenCounter()
-        self.library = InstructionLibrary(instruction_sources(location, settings), self.counter)
+        self.counter = counter or TokenCounter()
+        sources = instruction_sources(location, settings)
+        self._sources = tuple(source.label for source in sources)
+        self.library = InstructionLibrary(sources, self.counter)
         self.prompts = PromptSelector(
             PromptSource(shipped("prompts") / "system.md"),
             self.library,
-            self.counter,
             compact=settings.prompt.compact,
             reason=settings.origins.get("prompt.compact", "default"),
         )
@@ -177,6 +201,10 @@ class Workspace:
             finally:
                 await store.aclose()
 
+    def now_ms(self) -> int:
+        """Return the time, from the clock that entries' times are taken from."""
+        return self._clock.now_ms()
+
     # Instructions and prompts
 
     async def refresh(self) -> bool:
@@ -201,6 +229,10 @@ class Workspace:
         """Return the instructions served now."""
         await self._fresh()
         return self.library.instructions
+
+    def served_state(self) -> ServedState:
+        """Return what tells whether instructions or prompts changed; cheap where they did not."""
+        return ServedState(self.library.instructions, self.prompts.source_state)
 
     async def used_instruction(self, tag: str) -> Instruction:
         """Return an instruction and count its use.
@@ -228,13 +260,19 @@ class Workspace:
             NotFoundError: No such tag or section; the text lists those there are.
         """
         instruction = await self.used_instruction(tag)
-        part = None if section_name is None else section(instruction, section_name)
+        known = intake.check_digest(known_digest, name="known_digest")
         degraded = await self._degradation("instructions", instruction.tag, instruction.digest)
-        if known_digest and intake.check_digest(known_digest) and instruction.digest.startswith(known_digest):
-            return reading.instruction_header(instruction, self.counter, degraded) + "\n\nunchanged"
-        return reading.instruction_answer(
-            instruction, part, offset, self.counter, degraded=degraded, max_tokens=max_tokens
-        )
+
+        def answer() -> str:
+            part = None if section_name is None else section(instruction, section_name)
+            if known and instruction.digest.startswith(known):
+                return reading.instruction_header(instruction, self.counter, degraded) + "\n\nunchanged"
+            return reading.instruction_answer(
+                instruction, part, offset, self.counter, degraded=degraded, max_tokens=max_tokens
+            )
+
+        # A megabyte of Markdown takes seconds to take apart.
+        return await to_thread.run_sync(answer)
 
     async def list_instructions(self, query: str | None = None) -> str:
         """Return each instruction's tag, tokens and when to use it, one a line, and what is wrong with files."""
@@ -259,7 +297,7 @@ class Workspace:
         """Write the library and the prompts into the store; `force` overwrites other sources' too."""
         await self.refresh()
         limits = {scope: self.settings.limits(scope) for scope in SCOPES}
-        return await seed(await self.store(), self.library, self.prompts, limits, force=force)
+        return await seed(await self.store(), self.library, self.prompts, limits, self._sources, force=force)
 
     # Entries
 
@@ -453,15 +491,25 @@ class Workspace:
         """Seed, count and collect until cancelled; failures are logged, and no answer waits for it."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._collect_regularly)
+            tasks.start_soon(self._warm_up)
             while True:
                 self._wake = anyio.Event()
                 await self._guarded(self._catch_up)
                 await self._wake.wait()
 
+    async def _warm_up(self) -> None:
+        await anyio.sleep(_WARM_UP_AFTER_S)
+        await to_thread.run_sync(self.counter.warm_up)
+
     async def _catch_up(self) -> None:
         if self._seed_wanted:
-            await self.seed()
+            # Cleared first: files that change meanwhile ask for another round.
             self._seed_wanted = False
+            try:
+                await self.seed()
+            except BaseException:
+                self._seed_wanted = True
+                raise
         await self._flush_counts(await self.store())
 
     async def _collect_regularly(self) -> None:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,11 +57,10 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Read until a text was shown."""
-        deadline = time.monotonic() + PATIENCE_S
         while text not in self.seen:
-            ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
-            assert ready, self.seen
-            self.seen += self._read()
+            part = self._read()
+            assert part, self.seen
+            self.seen += part
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -75,17 +73,24 @@ class Terminal:
         return self.process.wait(PATIENCE_S)
 
     def _read(self) -> str:
+        ready, _, _ = select.select([self._master], [], [], PATIENCE_S)
+        if not ready:
+            self.process.kill()
+            raise AssertionError(f"nothing for {PATIENCE_S} s after {self.seen!r}")
         try:
             return os.read(self._master, 65_536).decode()
         except OSError:
             return ""
 
 
-def test_serve_answers_a_handshake_and_ends_with_its_client(run: Run) -> None:
+def initialize() -> str:
+    """Return the line with which a client begins."""
     hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}) + "\n"
 
-    ended = run(COMMAND, "serve", stdin=json.dumps(request).encode() + b"\n")
+
+def test_serve_answers_a_handshake_and_ends_with_its_client(run: Run) -> None:
+    ended = run(COMMAND, "serve", stdin=initialize().encode())
 
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["result"]["serverInfo"]["name"] == "iris-kv"
@@ -165,7 +170,9 @@ def test_a_workspace_whose_name_is_no_text_works(run: Run, tmp_path: Path) -> No
     run(COMMAND, "put", "project", "k", "v", "--workspace", workspace)
 
     assert run(COMMAND, "get", "project", "k", "--workspace", workspace).stdout == b"v"
-    assert json.loads(run(COMMAND, "doctor", "--json", "--workspace", workspace).stdout)["workspace"].endswith("t\udce9")
+    assert json.loads(run(COMMAND, "doctor", "--json", "--workspace", workspace).stdout)["workspace"].endswith(
+        "t\udce9"
+    )
 
 
 def test_output_is_utf_8_whatever_the_locale_says(run: Run) -> None:
@@ -176,6 +183,14 @@ def test_output_is_utf_8_whatever_the_locale_says(run: Run) -> None:
 
     assert json.loads(listed.stdout.decode())[0]["key"] == "ключ"
     assert "ключи" in json.loads(missing.stderr.decode())["error"]["wrong"]
+
+
+def test_a_dotenv_that_cannot_be_parsed_is_passed_over_quietly(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "work" / ".env").write_text("set -e\nif true; then\n")
+
+    ended = run(COMMAND, "put", "project", "k", "v")
+
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_a_current_folder_that_was_deleted_is_told_in_words(run: Run, tmp_path: Path) -> None:
@@ -238,7 +253,8 @@ def test_serve_on_a_terminal_says_who_should_start_it(environment: Environment) 
     terminal = Terminal([COMMAND, "serve"], environment)
 
     terminal.wait_for("a client starts this server and talks to it in JSON")
-    terminal.wait_for("reason='IRIS_KV_WORKSPACE'")
+    terminal.type(initialize())
+    terminal.wait_for('"serverInfo"')
     terminal.process.send_signal(signal.SIGINT)
 
     assert terminal.end() == 0

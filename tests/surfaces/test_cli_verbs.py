@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import os
 import sqlite3
 import sys
 import unicodedata
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -111,12 +109,9 @@ class Cli:
         file.write_bytes(raw)
 
 
-def isolated_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Cli]:
+def isolated_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Return the verbs; the fixture `cli` of each module of these tests."""
-    logger = logging.getLogger("iris_kv")
-    level = logger.level
-    yield Cli(tmp_path, monkeypatch)
-    logger.setLevel(level)
+    return Cli(tmp_path, monkeypatch)
 
 
 cli = pytest.fixture(isolated_cli)

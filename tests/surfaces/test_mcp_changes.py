@@ -25,6 +25,8 @@ from iris_kv.workspace import open_workspace
 if TYPE_CHECKING:
     from tests.surfaces.conftest import Era, Open, Serve, Session
 
+pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
+
 USER = Principal(author="user", face="library")
 FAST = Settings(durability="fast")
 RESOURCES, TOOLS = "the list of resources", "the list of tools"
@@ -37,10 +39,13 @@ class Ear:
 
     def __init__(self) -> None:
         self._heard: list[str] = []
+        self.is_streaming = False
         self._more = anyio.Event()
 
     async def on_message(self, message: Any) -> None:
-        """Hear a notification of the older eras."""
+        """Hear a notification of the older eras; a client passes on here what comes over a stream too."""
+        if self.is_streaming:
+            return
         if isinstance(message, ResourceListChangedNotification):
             self._hear(RESOURCES)
         elif isinstance(message, ToolListChangedNotification):
@@ -79,14 +84,12 @@ async def listening(ear: Ear, session: Session, era: Era, *uris: str) -> AsyncGe
             await session.client.session.subscribe_resource(uri)
         yield
         return
-    async with anyio.create_task_group() as tasks:
-        listen = session.client.listen(
-            tools_list_changed=True, resources_list_changed=True, resource_subscriptions=uris
-        )
-        async with listen as subscription:
-            tasks.start_soon(ear.follow, subscription)
-            yield
-            tasks.cancel_scope.cancel()
+    listen = session.client.listen(tools_list_changed=True, resources_list_changed=True, resource_subscriptions=uris)
+    async with listen as subscription, anyio.create_task_group() as tasks:
+        ear.is_streaming = True
+        tasks.start_soon(ear.follow, subscription)
+        yield
+        tasks.cancel_scope.cancel()
 
 
 def write_instruction(workspace: Path, name: str, text: str) -> None:
@@ -97,6 +100,10 @@ def write_instruction(workspace: Path, name: str, text: str) -> None:
 
 def instruction(name: str, body: str = "Do it.", description: str = "Does it.") -> str:
     return f"---\nname: {name}\ndescription: {description}\n---\n{body}\n"
+
+
+async def instructions_of(session: Session) -> str:
+    return (await session.client.session.send_discover("2026-07-28"))["instructions"]
 
 
 async def test_capabilities_promise_what_is_sent(era: Era, open_server: Open) -> None:
@@ -186,23 +193,23 @@ async def test_instruction_files_added_edited_broken_and_deleted_are_told_and_se
         answer = await session.call("get_instruction", tag="research")
 
         write_instruction(workspace, "extra", instruction("extra", description="Does more."))
-        added = await ear.until("iris-kv://prompt/compact")
+        added = await ear.until("iris-kv://instructions/extra")
         described = (await session.client.list_tools()).tools[0].description
-        discovered = await session.client.session.discover() if era == "auto" else None
+        discovered = await instructions_of(session) if era == "auto" else "- extra: Does more."
 
         write_instruction(workspace, "extra", instruction("extra", "Edited.", description="Does more."))
         edited = await ear.until("iris-kv://instructions/extra")
         edited_text = await session.resource("iris-kv://instructions/extra")
 
-        write_instruction(workspace, "extra", "---\nname: 5 5\n---\n")
+        write_instruction(workspace, "extra", "# Without front matter\n")
         write_instruction(workspace, "research", instruction("research", "Mine again."))
-        await ear.until(RESEARCH)
+        await ear.until("iris-kv://prompt/compact")
         kept = await session.call("get_instruction", tag="extra")
         listed = await session.call("list_instructions")
         stats = await session.data("cache_stats")
 
         (workspace / ".iris/instructions/extra.md").unlink()
-        deleted = await ear.until("iris-kv://prompt/compact")
+        deleted = await ear.until("iris-kv://instructions/extra")
         gone = await session.refusal("get_instruction", tag="extra")
 
     every_list = {TOOLS, RESOURCES}
@@ -211,8 +218,7 @@ async def test_instruction_files_added_edited_broken_and_deleted_are_told_and_se
     assert " origin=workspace " in answer.splitlines()[0]
     assert every_list < added
     assert "extra" in described
-    if discovered is not None:
-        assert "- extra: Does more." in discovered.instructions
+    assert "- extra: Does more." in discovered
     assert not edited & every_list
     assert edited_text == "Edited.\n"
     assert kept.endswith("\n\nEdited.\n")
@@ -227,13 +233,13 @@ async def test_server_instructions_follow_the_tags_for_clients_that_do_not_liste
     open_server: Open, workspace: Path, clock
 ) -> None:
     async with open_server("auto", clock=clock) as session:
-        before = await session.client.session.discover()
+        before = await instructions_of(session)
         write_instruction(workspace, "extra", instruction("extra", description="Does more."))
         clock.move(1_000)
-        after = await session.client.session.discover()
+        after = await instructions_of(session)
 
-    assert "- extra: Does more." not in before.instructions
-    assert "- extra: Does more." in after.instructions
+    assert "- extra: Does more." not in before
+    assert "- extra: Does more." in after
 
 
 async def test_a_resource_that_is_none_cannot_be_listened_to(era: Era, open_server: Open) -> None:
@@ -250,10 +256,11 @@ async def test_a_client_that_unsubscribed_hears_of_lists_only(open_server: Open,
     async with (
         open_server("legacy", message_handler=ear.on_message) as session,
         open_workspace(workspace, settings=FAST) as other,
-        listening(ear, session, "legacy", ARTIFACT, "iris-kv://stats"),
+        listening(ear, session, "legacy", ARTIFACT, "iris-kv://cache/task/last"),
     ):
         await session.client.session.unsubscribe_resource(ARTIFACT)
         await other.put(USER, "artifacts", "a/b", b"new")
-        heard = await ear.until("iris-kv://stats")
+        await other.put(USER, "task", "last", b"new")
+        heard = await ear.until("iris-kv://cache/task/last")
 
-    assert heard == {RESOURCES, "iris-kv://stats"}
+    assert heard == {RESOURCES, "iris-kv://cache/task/last"}

@@ -6,15 +6,14 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import typer
 
-from iris_kv.cli.output import JsonOption, WorkspaceOption, fail, locate, note, show
-from iris_kv.errors import IrisError
+from iris_kv.cli.output import JsonOption, WorkspaceOption, locate, note, reported, show
 from iris_kv.location import VARIABLE
 
 clients = typer.Typer()
@@ -37,23 +36,27 @@ class _Place(NamedTuple):
     file: str
     table: str
     extra: Mapping[str, object] = {}
+    for_all: bool = False
+    """Whether the client has one file for all its windows."""
 
 
+_STDIO: Final = {"type": "stdio"}
 _PLACES: Final[Mapping[Client, _Place]] = {
-    Client.claude_code: _Place(".mcp.json in the project, or run the command below", "mcpServers"),
+    Client.claude_code: _Place(".mcp.json in the project, or run the command below", "mcpServers", _STDIO),
     Client.claude_desktop: _Place(
         "claude_desktop_config.json: ~/Library/Application Support/Claude/ on macOS, %APPDATA%\\Claude\\ on"
         " Windows, ~/.config/Claude/ on Linux",
         "mcpServers",
+        for_all=True,
     ),
-    Client.vscode: _Place(".vscode/mcp.json in the project", "servers", {"type": "stdio"}),
-    Client.cursor: _Place(".cursor/mcp.json in the project, or ~/.cursor/mcp.json", "mcpServers"),
+    Client.vscode: _Place(".vscode/mcp.json in the project", "servers", _STDIO),
+    Client.cursor: _Place(".cursor/mcp.json in the project, or ~/.cursor/mcp.json", "mcpServers", _STDIO),
     Client.zed: _Place(".zed/settings.json in the project, or Zed's settings.json", "context_servers"),
-    Client.windsurf: _Place("~/.codeium/windsurf/mcp_config.json", "mcpServers"),
+    Client.windsurf: _Place("~/.codeium/windsurf/mcp_config.json", "mcpServers", for_all=True),
 }
 
 
-@clients.command()
+@clients.command(short_help="Print the snippet for a client.")
 def config(
     client: Annotated[Client, typer.Option(help="Which client.")],
     remove: Annotated[bool, typer.Option("--remove", help="Show what to take out instead.")] = False,
@@ -63,21 +66,20 @@ def config(
     """Print the snippet for a client, and where it goes; nothing is written."""
     place = _PLACES[client]
     if remove:
-        steps = [f"Take the entry {NAME!r} out of {place.table!r} in {place.file}"]
+        step = f"take the entry {NAME!r} out of {place.table!r} in {place.file}"
         if client is Client.claude_code:
-            steps = [f"claude mcp remove {NAME}"]
-        show({"client": client.value, "remove": steps}, "\n".join(steps), as_json=as_json)
+            step = f"claude mcp remove {NAME}"
+        show({"client": client.value, "remove": step}, step, as_json=as_json)
         return
-    try:
+    with reported(as_json=as_json):
         root = locate(workspace).root
-    except IrisError as error:
-        fail(error, as_json=as_json)
     snippet = snippet_for(client, command_path(), root)
+    notes = list(_notes(client, root))
     if not as_json:
-        note(f"# Goes into {place.file}")
-        if client is Client.claude_code:
-            note("# " + _claude_code_command(command_path(), root))
-    show(snippet, json.dumps(snippet, indent=2), as_json=as_json)
+        for each in notes:
+            note(f"# {each}")
+    data = {"client": client.value, "notes": notes, "snippet": snippet}
+    show(data, json.dumps(snippet, indent=2, ensure_ascii=False), as_json=as_json)
 
 
 def snippet_for(client: Client, command: str, workspace: Path) -> dict[str, object]:
@@ -95,5 +97,12 @@ def command_path() -> str:
     return shutil.which(NAME) or str(Path(sys.executable).parent / NAME)
 
 
-def _claude_code_command(command: str, workspace: Path) -> str:
-    return shlex.join(["claude", "mcp", "add", NAME, "--env", f"{VARIABLE}={workspace}", "--", command, "serve"])
+def _notes(client: Client, workspace: Path) -> Iterator[str]:
+    place = _PLACES[client]
+    yield f"goes into {place.file}"
+    if place.for_all:
+        yield f"this file is for all projects: every window then works on {workspace}"
+    if client is Client.claude_code:
+        # The command's --env takes every word up to the next option, so the name comes before it.
+        added = ["claude", "mcp", "add", NAME, "--env", f"{VARIABLE}={workspace}", "--", command_path(), "serve"]
+        yield shlex.join(added)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import typer
 
 from iris_kv import __version__
-from iris_kv.cli.output import FoldersOption, JsonOption, TrustOption, WorkspaceOption, given, run, show
+from iris_kv.cli.output import FoldersOption, JsonOption, TrustOption, WorkspaceOption, given, locate, run, show
 from iris_kv.errorlog import ServerError, described, error_log_path, last_errors
 from iris_kv.errors import IrisError, NotFoundError
 from iris_kv.instructions import LibraryError
-from iris_kv.location import Location, find_workspace
+from iris_kv.location import Location
 from iris_kv.model import Frozen, utc_text
 from iris_kv.settings import Settings, load_settings
 from iris_kv.workspace import ScopeActivity, Workspace
@@ -23,6 +21,7 @@ from iris_kv.workspace import ScopeActivity, Workspace
 doctor_app = typer.Typer()
 
 _FIXED_SQLITE = (3, 51, 3)
+_NEWEST_ERRORS = 10
 _SYNCED = ("onedrive", "dropbox", "icloud", "mobile documents", "google drive")
 
 
@@ -42,11 +41,12 @@ class Diagnosis(Frozen):
     """Fetches of each instruction in the last seven days, by any process."""
     library_errors: tuple[LibraryError, ...]
     server_errors: tuple[ServerError, ...]
+    """Of servers for this workspace, and of those that found none; oldest first."""
     problems: tuple[str, ...]
     """What is wrong, each with what to do; empty: nothing was found."""
 
 
-@doctor_app.command()
+@doctor_app.command(short_help="Say what is chosen and what is wrong.")
 def doctor(
     workspace: WorkspaceOption = None,
     instructions: FoldersOption = None,
@@ -67,7 +67,7 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
     location: Location | None = None
     settings = Settings()
     try:
-        location = find_workspace(workspace, os.environ, Path.cwd())
+        location = locate(workspace)
     except IrisError as error:
         problems.append(str(error))
     try:
@@ -80,19 +80,21 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
     finally:
         await found.aclose()
     problems += [f"{error.file}: {error.problem}" for error in found.library.errors]
+    problems += [] if found.prompts.error is None else [found.prompts.error]
     problems += _place_problems(location)
+    root = None if location is None else str(location.root)
     return Diagnosis(
         version=__version__,
         python=sys.version.split()[0],
         sqlite=sqlite3.sqlite_version,
-        workspace=None if location is None else str(location.root),
+        workspace=root,
         workspace_reason="none found" if location is None else location.reason,
         settings=dict(settings.origins),
         prompt=f"{'compact' if found.prompts.compact else 'full'} ({found.prompts.reason})",
         activity=activity,
         instruction_calls=calls,
         library_errors=found.library.errors,
-        server_errors=last_errors(error_log_path()),
+        server_errors=tuple(each for each in last_errors(error_log_path()) if each.workspace in (root, "none")),
         problems=tuple(problems),
     )
 
@@ -135,9 +137,12 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield f"{each.scope}: last written {written}; last read {read}"
     fetched = ", ".join(f"{tag} {n}" for tag, n in sorted(found.instruction_calls.items()))
     yield f"get_instruction in the last seven days: {fetched or 'no calls'}"
-    yield from (f"server error: {described(error)}" for error in found.server_errors)
+    older = len(found.server_errors) - _NEWEST_ERRORS
+    if older > 0:
+        yield f"server errors: the newest {_NEWEST_ERRORS}; {older} older ones with --json"
+    yield from (f"server error: {described(error)}" for error in found.server_errors[-_NEWEST_ERRORS:])
     yield from (f"problem: {problem}" for problem in found.problems)
-    yield "no problems found" if not found.problems else f"{len(found.problems)} problems found"
+    yield f"problems found: {len(found.problems) or 'none'}"
 
 
 def _sqlite_note() -> str:

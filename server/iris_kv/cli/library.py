@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from iris_kv.block import install_block, uninstall_block
-from iris_kv.cli.output import FoldersOption, JsonOption, WorkspaceOption, fail, given, locate, note, show
-from iris_kv.errors import InvalidArgumentError, IrisError
+from iris_kv.cli.output import FoldersOption, JsonOption, WorkspaceOption, given, locate, note, reported, show
+from iris_kv.errors import InvalidArgumentError
 from iris_kv.instruction_check import check
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource, section
-from iris_kv.location import Location
+from iris_kv.location import VARIABLE, Location
 from iris_kv.settings import load_settings
+from iris_kv.tokens import TokenCounter
 from iris_kv.workspace import Workspace, instruction_sources
 
 library = typer.Typer(no_args_is_help=True, help="List, show and check instructions.")
 prompts = typer.Typer()
 
 
-@library.command(name="list")
+@library.command(name="list", short_help="List the instructions served.")
 def list_instructions(
     workspace: WorkspaceOption = None, instructions: FoldersOption = None, as_json: JsonOption = False
 ) -> None:
     """List the instructions served: where each comes from, its version, and what it overrides."""
-    found = _workspace(workspace, instructions, as_json=as_json).library
+    with reported(as_json=as_json):
+        served = _workspace(workspace, instructions)
+    found = served.library
     rows = [
         {
             "tag": each.tag,
@@ -40,11 +44,12 @@ def list_instructions(
         }
         for each in found.instructions
     ]
-    data = {"instructions": rows, "errors": [error.model_dump() for error in found.errors]}
+    errors = [error.model_dump() for error in found.errors]
+    data = {"exact": served.counter.exact, "instructions": rows, "errors": errors}
     show(data, "\n".join([*map(_listed, found.instructions), *_errors(found)]), as_json=as_json)
 
 
-@library.command(name="show")
+@library.command(name="show", short_help="Print an instruction, or a section of it.")
 def show_instruction(
     tag: Annotated[str, typer.Argument(help="The tag or an alias.")],
     section_name: Annotated[str | None, typer.Option("--section", help="One section, by slug or title.")] = None,
@@ -53,21 +58,22 @@ def show_instruction(
     as_json: JsonOption = False,
 ) -> None:
     """Print an instruction's body, or one of its sections."""
-    found = _workspace(workspace, instructions, as_json=as_json)
-    try:
-        each = found.library.get(tag)
-        body = each.body
-        if section_name is not None:
-            part = section(each, section_name)
-            body = body[part.start : part.end]
-    except IrisError as error:
-        fail(error, as_json=as_json)
-    text = body.decode()
-    data = {"tag": each.tag, "version": each.version, "origin": each.origin, "digest": each.digest, "body": text}
-    show(data, text.rstrip("\n"), as_json=as_json)
+    with reported(as_json=as_json):
+        each = _workspace(workspace, instructions).library.get(tag)
+        part = None if section_name is None else section(each, section_name)
+    text = (each.body if part is None else each.body[part.start : part.end]).decode()
+    data = {
+        "tag": each.tag,
+        "version": each.version,
+        "origin": each.origin,
+        "digest": each.digest,
+        "section": None if part is None else part.slug,
+        "body": text,
+    }
+    show(data, text, as_json=as_json)
 
 
-@library.command(name="check")
+@library.command(name="check", short_help="Validate instruction files.")
 def check_instructions(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders; without one, all that are served.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Over 3,500 tokens or 500 lines is an error.")] = False,
@@ -76,17 +82,14 @@ def check_instructions(
     as_json: JsonOption = False,
 ) -> None:
     """Validate instruction files, count their tokens, and compare them with Git's HEAD."""
-    served = _workspace(workspace, instructions, as_json=as_json)
-    sources = (
-        [InstructionSource(folder=each.absolute(), origin="folder", label=str(each)) for each in folders]
-        if folders
-        else instruction_sources(served.location, served.settings)
-    )
-    report = check(sources, served.counter, strict=[each.label for each in sources if strict])
+    with reported(as_json=as_json):
+        sources = _sources(folders, workspace, instructions)
+    report = check(sources, TokenCounter(), strict=sources if strict else ())
+    about = _about(exact=report.exact)
     lines: list[str] = []
     for each in report.instructions:
-        lines.append(f"{each.tag}: {each.tokens} tokens, version {each.version or 'none'} ({each.file})")
-        lines += [f"    {part.tokens:>5}  {part.slug}" for part in each.sections]
+        lines.append(f"{each.tag}: {about}{each.tokens} tokens ({each.file})")
+        lines += [f"    {about + str(part.tokens):>5}  {part.slug}" for part in each.sections]
         lines += [f"  warning: {warning}" for warning in each.warnings]
     lines += [f"problem in {problem.file}: {problem.problem}" for problem in report.problems]
     lines.append(f"{len(report.instructions)} instructions, {len(report.problems)} problems")
@@ -95,7 +98,7 @@ def check_instructions(
         raise SystemExit(2)
 
 
-@prompts.command()
+@prompts.command(short_help="Print the system prompt, or install it.")
 def prompt(
     variant: Annotated[str | None, typer.Option(help="compact or full; without it, as configured.")] = None,
     install: Annotated[Path | None, typer.Option(help="Write the trigger table into this file.")] = None,
@@ -105,21 +108,23 @@ def prompt(
     as_json: JsonOption = False,
 ) -> None:
     """Print the system prompt, or keep the trigger table in a file that the host reads, such as AGENTS.md."""
-    try:
+    with reported(as_json=as_json):
+        if [variant, install, uninstall].count(None) < 2:
+            raise InvalidArgumentError(
+                "--variant, --install and --uninstall together", "each is a work of its own", "give one of them"
+            )
         if uninstall is not None:
             uninstall_block(uninstall)
-            show({"file": str(uninstall), "outcome": "removed"}, f"removed from {uninstall}", as_json=as_json)
+            show({"file": str(uninstall), "outcome": "removed"}, f"removed: {uninstall}", as_json=as_json)
             return
-        served = _workspace(workspace, instructions, as_json=as_json)
+        served = _workspace(workspace, instructions)
         if install is not None:
             outcome = install_block(install, installed_text(served))
             show({"file": str(install), "outcome": outcome}, f"{outcome}: {install}", as_json=as_json)
             return
         chosen = served.prompts.select(variant)
-    except IrisError as error:
-        fail(error, as_json=as_json)
     note(f"{chosen.variant} (chosen by: {chosen.reason}), {served.counter.shown(chosen.text)} tokens")
-    show(chosen, chosen.text.rstrip("\n"), as_json=as_json)
+    show(chosen, chosen.text, as_json=as_json)
 
 
 def installed_text(workspace: Workspace) -> str:
@@ -127,24 +132,39 @@ def installed_text(workspace: Workspace) -> str:
     return "## Instructions on demand (iris-kv)\n\n" + workspace.prompts.server_instructions()
 
 
-def _workspace(name: str | None, folders: list[Path] | None, *, as_json: bool) -> Workspace:
-    """Return the library and the prompts; they are served without a workspace, too."""
+def _workspace(name: str | None, folders: list[Path] | None) -> Workspace:
+    """Return the library and the prompts; they are served where no workspace is named or found, too."""
+    location = _location(name)
+    settings = load_settings(None if location is None else location.root, given(folders))
+    return Workspace(location, settings, face="cli", create=False)
+
+
+def _location(name: str | None) -> Location | None:
     try:
-        location: Location | None = None
-        if name is not None:
-            location = locate(name)
-        else:
-            with suppress(InvalidArgumentError):
-                location = locate(None)
-        settings = load_settings(None if location is None else location.root, given(folders))
-        return Workspace(location, settings, face="cli", create=False)
-    except IrisError as error:
-        fail(error, as_json=as_json)
+        return locate(name)
+    except InvalidArgumentError:
+        if name is not None or os.environ.get(VARIABLE):
+            raise
+        return None
+
+
+def _sources(
+    checked: list[Path] | None, workspace: str | None, folders: list[Path] | None
+) -> Sequence[InstructionSource]:
+    if checked:
+        return [InstructionSource(folder=each.absolute(), origin="folder", label=str(each)) for each in checked]
+    location = _location(workspace)
+    return instruction_sources(location, load_settings(None if location is None else location.root, given(folders)))
 
 
 def _listed(each: Instruction) -> str:
     over = "" if each.overrides is None else f", overrides shipped {each.overrides}"
-    return f"{each.tag} {each.version or '(no version)'} from {each.source}{over}, {each.tokens} tokens"
+    tokens = f"{_about(exact=each.counter.exact)}{each.tokens} tokens"
+    return f"{each.tag} {each.version or '(no version)'} from {each.source}{over}, {tokens}"
+
+
+def _about(*, exact: bool) -> str:
+    return "" if exact else "~"
 
 
 def _errors(found: InstructionLibrary) -> list[str]:

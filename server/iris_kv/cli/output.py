@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import anyio
 import typer
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
-from iris_kv.errors import Code, IrisError
+from iris_kv import intake
+from iris_kv.errors import Code, InvalidArgumentError, IrisError
 from iris_kv.location import Location, find_workspace
-from iris_kv.policy import Principal
+from iris_kv.model import Scope
+from iris_kv.policy import Action, Principal, check_access
 from iris_kv.settings import load_settings
 from iris_kv.workspace import Workspace
 
@@ -38,6 +40,7 @@ EXIT_CODES: Final[Mapping[Code, int]] = {
 
 USER: Final = Principal(author="user", face="cli")
 
+ScopeArgument = Annotated[str, typer.Argument(help="system, instructions, project, task or artifacts.")]
 WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", help="The workspace's folder; without it, found as `doctor` says.")
 ]
@@ -54,15 +57,27 @@ _T = TypeVar("_T")
 
 def given(folders: Sequence[Path] | None = None, **options: object) -> dict[str, object]:
     """Return the settings that options name; an option that was not given sets nothing."""
-    arguments = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
+    arguments = {name: value for name, value in options.items() if value is not None and value is not False}
     if folders:
         arguments["instructions.folders"] = [folder.absolute() for folder in folders]
     return arguments
 
 
+def allowed(scope: str, action: Action) -> Scope:
+    """Return a scope on which the user may do something, before anything is read or asked."""
+    checked = intake.check_scope(scope)
+    check_access(USER, checked, action)
+    return checked
+
+
 def locate(workspace: str | None) -> Location:
     """Return the workspace that a verb works on."""
-    return find_workspace(workspace, os.environ, Path.cwd())
+    try:
+        return find_workspace(workspace, os.environ, Path.cwd())
+    except FileNotFoundError:
+        raise InvalidArgumentError(
+            "the current folder was deleted", "relative paths start at a folder that exists", "change to one"
+        ) from None
 
 
 @asynccontextmanager
@@ -80,11 +95,16 @@ async def opened(
 
 
 def run(work: Callable[[], Coroutine[Any, Any, _T]], *, as_json: bool = False) -> _T:
-    """Run a verb; an error of ours is printed to stderr and ends the process with its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("iris_kv").setLevel(logging.CRITICAL)
-    try:
+    """Run a verb's work on the store and return its result."""
+    with reported(as_json=as_json):
         return anyio.run(work)
+
+
+@contextmanager
+def reported(*, as_json: bool) -> Generator[None]:
+    """Print an error of ours to stderr and end the process with its exit code."""
+    try:
+        yield
     except IrisError as error:
         fail(error, as_json=as_json)
 
@@ -93,18 +113,18 @@ def fail(error: IrisError, *, as_json: bool) -> NoReturn:
     """Print an error and exit with its code."""
     if as_json:
         fields = {"code": error.code, "wrong": error.wrong, "allowed": error.allowed, "todo": error.todo}
-        print(json.dumps({"error": fields}, ensure_ascii=False), file=sys.stderr)
+        note(json.dumps({"error": fields}, ensure_ascii=False))
     else:
-        print(f"iris-kv: {error}", file=sys.stderr)
+        note(f"iris-kv: {error}")
     raise SystemExit(EXIT_CODES[error.code])
 
 
 def show(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], text: str, *, as_json: bool) -> None:
-    """Print a result as JSON or as text."""
+    """Print a result as JSON, or as text with one line end after it."""
     if as_json:
-        print(TypeAdapter(Any).dump_json(data, indent=2).decode())
+        print(json.dumps(to_jsonable_python(data), ensure_ascii=False, indent=2))
     elif text:
-        print(text)
+        print(text.removesuffix("\n"))
 
 
 def note(text: str) -> None:
@@ -123,10 +143,17 @@ async def progress(doing: str) -> AsyncGenerator[None]:
             seconds += 1
             note(f"{doing} … {seconds} s")
 
+    failure: IrisError | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tell)
-        yield
+        try:
+            yield
+        except IrisError as error:
+            # Raised below: a task group would wrap it in an ExceptionGroup.
+            failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def quantity(n_bytes: int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import anyio
 import typer
 
-from iris_kv.cli.output import FoldersOption, TrustOption, WorkspaceOption, fail, given
+from iris_kv.cli.output import FoldersOption, TrustOption, WorkspaceOption, fail, given, note
 from iris_kv.errors import UnavailableError
 
 server = typer.Typer()
@@ -30,6 +30,8 @@ def serve(
     if sys.platform == "win32":
         problem = "native Windows has no file locks that this store needs"
         fail(UnavailableError(problem, "it runs on Linux and macOS", "start it inside WSL"), as_json=False)
+    if sys.stdin.isatty():
+        note("a client starts this server and talks to it in JSON; see `iris-kv config`. Ctrl-C ends it")
     # Collecting garbage while the SDK is imported takes a tenth of the start.
     gc.disable()
     from iris_kv import app  # noqa: PLC0415 - see above
@@ -44,7 +46,7 @@ def serve(
     anyio.run(app.serve_stdio, start)
 
 
-@server.command()
+@server.command(short_help="Run a real session and show what it costs.")
 def demo(
     workspace: Annotated[
         str | None, typer.Option(help="A folder to use; without it, a temporary one that is removed.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mcp.server import ServerRequestContext
+from mcp.shared.exceptions import MCPError
 from mcp.types import (
     CallToolRequestParams,
     ElicitRequest,
@@ -17,6 +18,7 @@ from mcp.types import (
     InputRequiredResult,
 )
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError
 from iris_kv.surfaces.arguments import CacheClear
@@ -48,8 +50,7 @@ async def consent_to_clear(
     question = f"Delete every entry of the scope {wanted.scope!r} of this workspace's cache? This cannot be undone."
     form = ElicitRequestFormParams(message=question, requested_schema=_SCHEMA)
     if context.protocol_version not in MODERN_PROTOCOL_VERSIONS:
-        answer = await context.session.elicit_form(question, _SCHEMA, context.request_id)
-        _check_agreed(answer, wanted)
+        _check_agreed(await _asked(context, question), wanted)
         return None
     # The key binds the answer to the scope that the user was asked about.
     key = f"clear-{wanted.scope}"
@@ -58,6 +59,15 @@ async def consent_to_clear(
         return InputRequiredResult(input_requests={key: ElicitRequest(params=form)})
     _check_agreed(answer, wanted)
     return None
+
+
+async def _asked(context: ServerRequestContext[Any, Any], question: str) -> ElicitResult:
+    try:
+        return await context.session.elicit_form(question, _SCHEMA, context.request_id)
+    except (MCPError, ValidationError) as error:
+        raise ForbiddenError(
+            f"the client did not ask the user ({error})", "nothing was deleted", "ask the user in another way"
+        ) from None
 
 
 def _can_ask(context: ServerRequestContext[Any, Any]) -> bool:

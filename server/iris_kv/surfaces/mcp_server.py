@@ -7,22 +7,21 @@ and leaves names, schemas, paging and errors to us, so no private part of the SD
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import anyio
 from mcp.server import NotificationOptions, Server, ServerRequestContext
 from mcp.server.models import InitializationOptions
-from mcp.shared.exceptions import MCPError
 from mcp.types import (
-    INTERNAL_ERROR,
-    INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
     CompleteRequestParams,
     CompleteResult,
     Completion,
+    DiscoverResult,
+    EmptyResult,
     GetPromptRequestParams,
     GetPromptResult,
     InputRequiredResult,
@@ -36,26 +35,34 @@ from mcp.types import (
     PromptArgument,
     PromptMessage,
     PromptReference,
+    PromptsCapability,
     ReadResourceRequestParams,
     ReadResourceResult,
+    RequestParams,
+    ServerCapabilities,
+    SubscribeRequestParams,
+    SubscriptionsListenRequestParams,
+    SubscriptionsListenResult,
     TextContent,
 )
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from iris_kv import __version__
 from iris_kv.errors import InvalidArgumentError, IrisError
+from iris_kv.policy import check_access
 from iris_kv.resume import resume
 from iris_kv.settings import Profile
 from iris_kv.surfaces import resources
 from iris_kv.surfaces.arguments import CacheClear, parsed
 from iris_kv.surfaces.consent import consent_to_clear
+from iris_kv.surfaces.failures import failure, invalid, protocol_error, translated, unforeseen
 from iris_kv.surfaces.notify import Notifier
-from iris_kv.surfaces.tools import Tool, offered
+from iris_kv.surfaces.tools import AGENT, Tool, offered
 from iris_kv.workspace import Workspace
 
 NAME: Final = "iris-kv"
 
 Context = ServerRequestContext[Any, Any]
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 PROMPTS: Final = (
@@ -92,16 +99,15 @@ class IrisServer(Server[Any]):
             on_list_resources=self._list_resources,
             on_list_resource_templates=self._list_templates,
             on_read_resource=self._read_resource,
-            on_subscribe_resource=self.notifier.on_subscribe,
+            on_subscribe_resource=self._subscribe,
             on_unsubscribe_resource=self.notifier.on_unsubscribe,
-            on_subscriptions_listen=self.notifier.on_listen,
+            on_subscriptions_listen=self._listen,
             on_list_prompts=self._list_prompts,
             on_get_prompt=self._get_prompt,
             on_completion=self._complete,
         )
-        self.add_notification_handler(
-            "notifications/initialized", NotificationParams, self.notifier.on_initialized
-        )
+        self.add_notification_handler("notifications/initialized", NotificationParams, self.notifier.on_initialized)
+        self.add_request_handler("server/discover", RequestParams, self._discover)
 
     def _renew_instructions(self) -> None:
         self.instructions = self._workspace.prompts.server_instructions()
@@ -125,6 +131,30 @@ class IrisServer(Server[Any]):
             notification_options or sent, experimental_capabilities, extensions
         )
 
+    def get_capabilities(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, dict[str, Any]] | None = None,
+        extensions: dict[str, dict[str, Any]] | None = None,
+        *,
+        protocol_version: str | None = None,
+    ) -> ServerCapabilities:
+        """Advertise no change of the prompts, which are fixed; see the SDK's method."""
+        found = super().get_capabilities(
+            notification_options, experimental_capabilities, extensions, protocol_version=protocol_version
+        )
+        # From 2026-07-28 on the SDK advertises every list's changes where one can be listened to.
+        return found.model_copy(update={"prompts": PromptsCapability(list_changed=False)})
+
+    async def _discover(self, context: Context, _: RequestParams) -> DiscoverResult:
+        await self._workspace.instructions()
+        self._renew_instructions()
+        return DiscoverResult(
+            supported_versions=list(MODERN_PROTOCOL_VERSIONS),
+            capabilities=self.get_capabilities(protocol_version=context.protocol_version),
+            instructions=self.instructions,
+        )
+
     # Tools
 
     async def _list_tools(self, _: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -132,29 +162,25 @@ class IrisServer(Server[Any]):
         tags = [instruction.tag for instruction in await self._workspace.instructions()]
         return ListToolsResult(tools=[tool.described(tags) for tool in self._offered.values()])
 
-    async def _call_tool(
-        self, context: Context, params: CallToolRequestParams
-    ) -> CallToolResult | InputRequiredResult:
+    async def _call_tool(self, context: Context, params: CallToolRequestParams) -> CallToolResult | InputRequiredResult:
         tool = self._offered.get(params.name)
         if tool is None:
             known = ", ".join(self._offered)
-            raise MCPError(INVALID_PARAMS, f"unknown tool {params.name!r}; the tools are {known}; call one of them")
+            raise invalid(f"unknown tool {params.name!r}; the tools are {known}; call one of them")
         try:
             return await self._answer(tool, context, params)
         except IrisError as error:
-            return _failure(str(error))
+            return failure(str(error))
         except Exception:
             _log.exception("the tool %s failed", tool.name)
-            return _failure(
-                f"unavailable: {tool.name} failed in a way that was not foreseen; nothing acknowledged is lost;"
-                " try again, and if it stays, look at `iris-kv doctor`"
-            )
+            return failure(unforeseen(tool.name))
 
     async def _answer(
         self, tool: Tool, context: Context, params: CallToolRequestParams
     ) -> CallToolResult | InputRequiredResult:
         arguments = parsed(tool.name, tool.arguments, params.arguments or {})
         if isinstance(arguments, CacheClear):
+            check_access(AGENT, arguments.scope, "clear")
             question = await consent_to_clear(context, params, arguments)
             if question is not None:
                 return question
@@ -170,20 +196,24 @@ class IrisServer(Server[Any]):
         try:
             return await resources.list_resources(self._workspace, cursor)
         except InvalidArgumentError as error:
-            raise _protocol_error(error) from None
+            raise protocol_error(error) from None
         except IrisError as error:
             _log.warning("entries cannot be listed: %s", error)
             return await resources.list_fixed(self._workspace)
 
-    async def _list_templates(
-        self, _: Context, params: PaginatedRequestParams | None
-    ) -> ListResourceTemplatesResult:
+    async def _list_templates(self, _: Context, params: PaginatedRequestParams | None) -> ListResourceTemplatesResult:
         _refuse_cursor(params)
         return ListResourceTemplatesResult(resource_templates=list(resources.TEMPLATES))
 
     async def _read_resource(self, _: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         uri = str(params.uri)
-        return await _translated(lambda: resources.read_resource(self._workspace, uri), uri=uri)
+        return await translated(lambda: resources.read_resource(self._workspace, uri), uri=uri)
+
+    async def _subscribe(self, context: Context, params: SubscribeRequestParams) -> EmptyResult:
+        return await translated(lambda: self.notifier.on_subscribe(context, params), uri=str(params.uri))
+
+    async def _listen(self, context: Context, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
+        return await translated(lambda: self.notifier.on_listen(context, params))
 
     # Prompts and completions
 
@@ -195,13 +225,13 @@ class IrisServer(Server[Any]):
         arguments = params.arguments or {}
         prompt = next((each for each in PROMPTS if each.name == params.name), None)
         if prompt is None:
-            raise MCPError(INVALID_PARAMS, f"unknown prompt {params.name!r}; the prompts are system and resume")
+            raise invalid(f"unknown prompt {params.name!r}; the prompts are system and resume")
         known = {argument.name for argument in prompt.arguments or ()}
         unknown = sorted(set(arguments) - known)
         if unknown:
             allowed = ", ".join(known) or "none"
-            raise MCPError(INVALID_PARAMS, f"unknown arguments {unknown} of {params.name}; allowed: {allowed}")
-        return await _translated(lambda: self._render(prompt.name, arguments.get("variant")))
+            raise invalid(f"unknown arguments {unknown} of {params.name}; allowed: {allowed}")
+        return await translated(lambda: self._render(prompt.name, arguments.get("variant")))
 
     async def _render(self, name: str, variant: str | None) -> GetPromptResult:
         if name == "resume":
@@ -214,17 +244,11 @@ class IrisServer(Server[Any]):
             return CompleteResult(completion=Completion(values=[]))
         context = (params.context.arguments if params.context else None) or {}
         argument = params.argument
-        found = await _translated(
-            lambda: resources.complete(self._workspace, argument.name, argument.value, context)
-        )
+        found = await translated(lambda: resources.complete(self._workspace, argument.name, argument.value, context))
         most = resources.COMPLETIONS
-        return CompleteResult(
-            completion=Completion(values=found[:most], total=len(found), has_more=len(found) > most)
-        )
-
-
-def _failure(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
+        has_more = len(found) > most
+        completion = Completion(values=found[:most], total=None if has_more else len(found), has_more=has_more)
+        return CompleteResult(completion=completion)
 
 
 def _prompt(description: str, text: str) -> GetPromptResult:
@@ -234,17 +258,4 @@ def _prompt(description: str, text: str) -> GetPromptResult:
 
 def _refuse_cursor(params: PaginatedRequestParams | None) -> None:
     if params is not None and params.cursor is not None:
-        raise MCPError(INVALID_PARAMS, "this list has one page; list it without a cursor")
-
-
-async def _translated(work: Callable[[], Awaitable[_T]], *, uri: str | None = None) -> _T:
-    try:
-        return await work()
-    except IrisError as error:
-        raise _protocol_error(error, uri) from None
-
-
-def _protocol_error(error: IrisError, uri: str | None = None) -> MCPError:
-    at_fault = ("invalid_argument", "not_found", "expired", "forbidden")
-    data = {"code": error.code} if uri is None else {"code": error.code, "uri": uri}
-    return MCPError(INVALID_PARAMS if error.code in at_fault else INTERNAL_ERROR, str(error), data)
+        raise invalid("this list has one page; list it without a cursor")

@@ -7,8 +7,9 @@ instruction files are looked at (1 s). What changed is sent at most once a secon
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
 
 import anyio
 from mcp.server import ServerRequestContext
@@ -30,16 +31,27 @@ from mcp.types import (
     UnsubscribeRequestParams,
 )
 
-from iris_kv.errors import IrisError
+from iris_kv.errors import ExpiredError, IrisError, NotFoundError
 from iris_kv.model import Change
+from iris_kv.store.base import Store
 from iris_kv.surfaces import uris
 from iris_kv.surfaces.resources import LISTED_SCOPES
 from iris_kv.workspace import REFRESH_MS, Workspace
 
 COALESCE_S: Final = 1.0
 _RETRY_S: Final = 5.0
+_FIRST_LOOK_S: Final = 2.0
+_COMMIT_MS: Final = 10_000
+"""How long at most after an entry's time of creation it is committed, and so seen."""
 
 _log = logging.getLogger(__name__)
+
+
+class _Connection(NamedTuple):
+    """A connection of the older eras, and the URIs it subscribed to."""
+
+    session: ServerSession
+    subscribed: set[str]
 
 
 class Notifier:
@@ -51,17 +63,22 @@ class Notifier:
         self._on_new_tags = on_new_tags
         self._bus = InMemorySubscriptionBus()
         self._listen = ListenHandler(self._bus)
-        self._sessions: dict[ServerSession, set[str]] = {}
+        self._connections: dict[int, _Connection] = {}
         self._heard: dict[str, set[str]] = {}
         self._pending: dict[ServerEvent, None] = {}
         self._has_pending = anyio.Event()
         self._has_listener = anyio.Event()
+        self._is_following = anyio.Event()
+        self._library_state = workspace.served_state()
+        self._position: str | None = None
+        self._created: dict[tuple[str, str], int] = {}
+        """When listed entries were made that were told of as new: they are not new at their next change."""
 
     # Who listens
 
     async def on_initialized(self, context: ServerRequestContext[Any, Any], _: NotificationParams) -> None:
         """Note a client of the older eras."""
-        self._sessions[context.session] = set()
+        self._connection(context)
         self._has_listener.set()
 
     async def on_subscribe(
@@ -70,18 +87,19 @@ class Notifier:
         """Note that a client wants to hear of one resource."""
         uri = str(params.uri)
         self._hear(uri)
-        self._subscriptions(context).add(uri)
+        self._connection(context).subscribed.add(uri)
+        await self._until_following()
         return EmptyResult()
 
     async def on_unsubscribe(
         self, context: ServerRequestContext[Any, Any], params: UnsubscribeRequestParams
     ) -> EmptyResult:
         """Note that a client does not want to hear of a resource any more."""
-        self._subscriptions(context).discard(str(params.uri))
+        self._connection(context).subscribed.discard(str(params.uri))
         return EmptyResult()
 
-    def _subscriptions(self, context: ServerRequestContext[Any, Any]) -> set[str]:
-        return next(iter(self._sessions.values())) if len(self._sessions) == 1 else self._sessions[context.session]
+    def _connection(self, context: ServerRequestContext[Any, Any]) -> _Connection:
+        return self._connections.setdefault(_connection_id(context), _Connection(context.session, set()))
 
     async def on_listen(
         self, context: ServerRequestContext[Any, Any], params: SubscriptionsListenRequestParams
@@ -89,8 +107,14 @@ class Notifier:
         """Serve a client's stream of changes (2026-07-28)."""
         for uri in params.notifications.resource_subscriptions or ():
             self._hear(uri)
-        self._has_listener.set()
+        await self._until_following()
         return await self._listen(context, params)
+
+    async def _until_following(self) -> None:
+        """Answer a subscription only once nothing that happens after the answer is missed."""
+        self._has_listener.set()
+        with anyio.move_on_after(_FIRST_LOOK_S):
+            await self._is_following.wait()
 
     def _hear(self, uri: str) -> None:
         """Keep the spelling that a client uses, as it waits for exactly that one.
@@ -106,51 +130,67 @@ class Notifier:
         """Follow the workspace until cancelled."""
         await self._has_listener.wait()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._follow_files)
-            tasks.start_soon(self._follow_store)
-            tasks.start_soon(self._send_regularly)
+            tasks.start_soon(self._forever, self._follow_files)
+            tasks.start_soon(self._forever, self._follow_store)
+            tasks.start_soon(self._forever, self._send_regularly)
 
-    async def _follow_files(self) -> None:
-        tags, digests = self._library_state()
-        while True:
-            await anyio.sleep(REFRESH_MS / 1000)
-            await self._workspace.refresh()
-            new_tags, new_digests = self._library_state()
-            if new_tags != tags:
-                self._on_new_tags()
-                self._announce([ToolsListChanged(), ResourcesListChanged()])
-            if new_digests != digests:
-                self._announce(self._updates(_is_canonical))
-            tags, digests = new_tags, new_digests
-
-    def _library_state(self) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-        found = self._workspace.library.instructions
-        described = tuple((each.tag, each.description) for each in found)
-        rendered = (self._workspace.prompts.render("full"), self._workspace.prompts.render("compact"))
-        return described, (*(each.digest for each in found), *rendered)
-
-    async def _follow_store(self) -> None:
-        position: str | None = None
+    async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                store = await self._workspace.store()
-                if position is None:
-                    position = (await store.changes(None)).next
-                await store.wait_for_change(position)
-                changes = await store.changes(position)
+                await work()
             except IrisError as error:
-                _log.debug("the change feed cannot be read: %s", error)
-                await anyio.sleep(_RETRY_S)
-                continue
-            position = changes.next
-            if changes.reset:
+                _log.debug("changes cannot be followed: %s", error)
+            except Exception:
+                _log.exception("following changes failed")
+            self._is_following.set()
+            await anyio.sleep(_RETRY_S)
+
+    async def _follow_files(self) -> None:
+        while True:
+            before, self._library_state = self._library_state, self._workspace.served_state()
+            if before.tags != self._library_state.tags:
+                self._on_new_tags()
+                self._announce([ToolsListChanged(), ResourcesListChanged()])
+            if before != self._library_state:
+                names = self._library_state.names_changed_since(before)
+                self._announce(self._updates(lambda target, names=names: _shows_files(target, names)))
+            await anyio.sleep(REFRESH_MS / 1000)
+            await self._workspace.refresh()
+
+    async def _follow_store(self) -> None:
+        store = await self._workspace.store()
+        if self._position is None:
+            self._position = (await store.changes(None)).next
+            if self._is_following.is_set():
+                # What happened before the store could be read first is not known.
                 self._announce([ResourcesListChanged(), *self._updates(lambda _: True)])
+        self._is_following.set()
+        while True:
+            since_ms = self._workspace.now_ms() - _COMMIT_MS
+            await store.wait_for_change(self._position)
+            changes = await store.changes(self._position)
+            if changes.reset or await self._has_new_set(store, changes.events, since_ms):
+                self._announce([ResourcesListChanged()])
+            if changes.reset:
+                self._announce(self._updates(lambda _: True))
             for change in changes.events:
                 self._announce(self._events(change))
+            self._position = changes.next
+
+    async def _has_new_set(self, store: Store, changes: Sequence[Change], since_ms: int) -> bool:
+        """Tell whether changes since a time added entries to those that are listed, or took some away."""
+        listed = {(change.scope, change.key): change for change in changes if change.scope in LISTED_SCOPES}
+        put = {entry: change for entry, change in listed.items() if change.op == "put"}
+        is_new = len(put) < len(listed)
+        for entry, change in put.items():
+            with suppress(NotFoundError, ExpiredError):
+                created = (await store.head(change.scope, change.key)).created_at
+                is_new = is_new or (created >= since_ms and self._created.get(entry) != created)
+                self._created[entry] = created
+        self._created = {entry: at for entry, at in self._created.items() if at >= since_ms}
+        return is_new
 
     def _events(self, change: Change) -> Iterable[ServerEvent]:
-        if change.scope in LISTED_SCOPES and change.op != "update":
-            yield ResourcesListChanged()
         if change.op == "clear":
             yield from self._updates(lambda target: target.scope == change.scope)
         else:
@@ -181,11 +221,12 @@ class Notifier:
             events, self._pending = list(self._pending), {}
             for event in events:
                 await self._bus.publish(event)
-                for session, subscribed in list(self._sessions.items()):
-                    await self._tell(session, subscribed, event)
+                for connection_id in list(self._connections):
+                    await self._tell(connection_id, event)
             await anyio.sleep(COALESCE_S)
 
-    async def _tell(self, session: ServerSession, subscribed: set[str], event: ServerEvent) -> None:
+    async def _tell(self, connection_id: int, event: ServerEvent) -> None:
+        session, subscribed = self._connections[connection_id]
         try:
             if isinstance(event, ResourcesListChanged):
                 await session.send_resource_list_changed()
@@ -194,8 +235,16 @@ class Notifier:
             elif isinstance(event, ResourceUpdated) and event.uri in subscribed:
                 await session.send_resource_updated(event.uri)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            self._sessions.pop(session, None)
+            self._connections.pop(connection_id, None)
 
 
-def _is_canonical(target: uris.Target) -> bool:
-    return target.kind in ("instructions", "prompt")
+def _connection_id(context: ServerRequestContext[Any, Any]) -> int:
+    """Return what all requests of a connection share: the client's `initialize`; their `session` is each one's own."""
+    return id(context.session.client_params)
+
+
+def _shows_files(target: uris.Target, names: Collection[str]) -> bool:
+    """Tell whether a resource shows something of the instructions with these names."""
+    if target.kind == "instructions":
+        return target.name.casefold().replace("-", "_") in names
+    return target.kind != "cache"

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
+from anyio import to_thread
 from mcp.types import (
     Annotations,
     BlobResourceContents,
@@ -19,8 +20,8 @@ from mcp.types import (
 
 from iris_kv import reading
 from iris_kv.errors import InvalidArgumentError
+from iris_kv.instructions import Instruction, section
 from iris_kv.intake import JSON, MARKDOWN, PLAIN, check_scope
-from iris_kv.instructions import section
 from iris_kv.model import SCOPES, EntryInfo, Scope, short_digest
 from iris_kv.prompts import VARIANTS, one_line
 from iris_kv.surfaces import uris
@@ -129,12 +130,16 @@ async def read_resource(workspace: Workspace, uri: str) -> ReadResourceResult:
         value, digest = prompt.text.encode(), prompt.digest
     else:
         instruction = await workspace.used_instruction(target.name)
-        value, digest = instruction.body, instruction.digest
-        if target.section is not None:
-            part = section(instruction, target.section)
-            value = value[part.start : part.end]
-    part = reading.bytes_slice(value, target.offset, target.max_tokens, workspace.counter)
+        value, digest = await to_thread.run_sync(_part, instruction, target.section), instruction.digest
+    part = await to_thread.run_sync(reading.bytes_slice, value, target.offset, target.max_tokens, workspace.counter)
     return ReadResourceResult(contents=_text_contents(uri, part, MARKDOWN, digest))
+
+
+def _part(instruction: Instruction, section_name: str | None) -> bytes:
+    if section_name is None:
+        return instruction.body
+    found = section(instruction, section_name)
+    return instruction.body[found.start : found.end]
 
 
 async def _read_entry(workspace: Workspace, uri: str, target: uris.Target) -> list[Contents]:
@@ -179,9 +184,10 @@ async def complete(workspace: Workspace, name: str, prefix: str, context: Mappin
     elif name == "tag":
         values = [instruction.tag for instruction in await workspace.instructions()]
     elif name == "section" and "tag" in context:
-        values = [each.slug for each in workspace.library.get(context["tag"]).sections]
+        instruction = workspace.library.get(context["tag"])
+        values = [each.slug for each in await to_thread.run_sync(lambda: instruction.sections)]
     elif name == "key" and "scope" in context:
-        page = await workspace.list(context["scope"], prefix=prefix, limit=COMPLETIONS)
+        page = await workspace.list(context["scope"], prefix=prefix, limit=COMPLETIONS + 1)
         values = [info.key for info in page.entries]
     else:
         values = []
@@ -198,14 +204,18 @@ def _decoded(cursor: str | None) -> tuple[int, str | None]:
     try:
         match json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))):
             case [int(stage), str() | None as after] if 0 <= stage <= len(LISTED_SCOPES):
-                if stage > 0 or (after or "").isdecimal():
+                if stage > 0 or _is_count(after):
                     return stage, after
             case _:
                 pass
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise InvalidArgumentError(
         f"the cursor {cursor[:80]!r} is none of this server's",
         "a cursor is the nextCursor of the page before",
         "list again without a cursor",
     )
+
+
+def _is_count(text: str | None) -> bool:
+    return text is not None and text.isascii() and text.isdecimal() and len(text) < 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final
 
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
@@ -11,20 +12,24 @@ from mcp.types import Tool as ToolDescription
 
 from iris_kv import intake
 from iris_kv.errors import InvalidArgumentError, NotFoundError
+from iris_kv.instructions import LibraryError
 from iris_kv.model import EntryInfo, Frozen, Timestamp, short_digest, utc_text
 from iris_kv.policy import Principal
-from iris_kv.reading import DEFAULT_TOKENS, quoted
+from iris_kv.reading import DEFAULT_TOKENS, bounded_lines, quoted
 from iris_kv.settings import Profile
 from iris_kv.surfaces import arguments as args
 from iris_kv.surfaces.uris import entry_uri
+from iris_kv.tokens import TokenCounter, estimate
 from iris_kv.workspace import SUMMARY_KEY, Stats, Workspace
 
 AGENT: Final = Principal(author="agent", face="mcp")
 
 _NEWEST: Final = 20
 _PAGE: Final = 50
-_TAGS_CHARS: Final = 180
+_TAGS_TOKENS: Final = 44
 _FRAME_TOKENS: Final = 100
+_ERROR_TOKENS: Final = 30
+_KIND_CHARS: Final = 64
 
 Answer = str | CallToolResult
 Run = Callable[[Workspace, Any], Awaitable[Answer]]
@@ -90,17 +95,13 @@ def offered(profile: Profile) -> tuple[Tool, ...]:
 
 def _tag_list(tags: Sequence[str]) -> str:
     """Return the tags that fit into the part of a description that every client shows."""
-    shown = ", ".join(tags)
-    if len(shown) <= _TAGS_CHARS:
-        return shown or "none yet"
-    kept = shown[:_TAGS_CHARS].rsplit(", ", 1)[0]
-    return kept + " and more (list_instructions)"
+    costs = accumulate(estimate(tag + ", ") for tag in tags)
+    kept = [tag for tag, cost in zip(tags, costs, strict=True) if cost <= _TAGS_TOKENS]
+    return (", ".join(kept) or "none yet") + (" and more (list_instructions)" if len(kept) < len(tags) else "")
 
 
 async def _get_instruction(workspace: Workspace, a: args.GetInstruction) -> Answer:
-    return await workspace.get_instruction(
-        a.tag, section_name=a.section, offset=a.offset, known_digest=a.known_digest
-    )
+    return await workspace.get_instruction(a.tag, section_name=a.section, offset=a.offset, known_digest=a.known_digest)
 
 
 async def _list_instructions(workspace: Workspace, a: args.ListInstructions) -> Answer:
@@ -128,7 +129,8 @@ async def _put_artifact(workspace: Workspace, a: args.PutArtifact) -> Answer:
 async def _get_artifact(workspace: Workspace, a: args.GetArtifact) -> Answer:
     if a.key is None:
         newest = await workspace.latest("artifacts", _NEWEST)
-        return "\n".join(_line(info) for info in newest) or "no artifacts are stored"
+        lines = [_line(info) for info in newest]
+        return bounded_lines(lines, workspace.counter, "use cache_list") or "no artifacts are stored"
     call = f"get_artifact(key={quoted(a.key)}, offset={{offset}})"
     return await workspace.read("artifacts", a.key, offset=a.offset, max_tokens=a.max_tokens, continue_with=call)
 
@@ -136,9 +138,7 @@ async def _get_artifact(workspace: Workspace, a: args.GetArtifact) -> Answer:
 async def _put_project_summary(workspace: Workspace, a: args.PutProjectSummary) -> Answer:
     value = intake.encoded(a.summary)
     kind = intake.MARKDOWN
-    return _stored(
-        await workspace.put(AGENT, "project", SUMMARY_KEY, value, content_type=kind, if_digest=a.if_digest)
-    )
+    return _stored(await workspace.put(AGENT, "project", SUMMARY_KEY, value, content_type=kind, if_digest=a.if_digest))
 
 
 async def _get_project_summary(workspace: Workspace, _: args.NoArguments) -> Answer:
@@ -151,6 +151,7 @@ async def _get_project_summary(workspace: Workspace, _: args.NoArguments) -> Ans
 
 async def _cache_list(workspace: Workspace, a: args.CacheList) -> Answer:
     limit = _PAGE
+    budget = DEFAULT_TOKENS - _FRAME_TOKENS
     while True:
         page = await workspace.list(a.scope, prefix=a.prefix, cursor=a.cursor, limit=limit)
         listing = Listing(entries=tuple(map(_listed, page.entries)), next_cursor=page.next_cursor)
@@ -158,10 +159,11 @@ async def _cache_list(workspace: Workspace, a: args.CacheList) -> Answer:
         if page.next_cursor is not None:
             lines.append(f"more: cursor={quoted(page.next_cursor)}")
         text = "\n".join(lines) or f"no entries in {a.scope}" + (" with this prefix" if a.prefix else "")
-        tokens = workspace.counter.at_most(text + listing.model_dump_json()) + _FRAME_TOKENS
-        if tokens <= DEFAULT_TOKENS or limit == 1:
+        # Indented by some clients, the JSON takes more than in one line.
+        tokens = workspace.counter.at_most(text + listing.model_dump_json(indent=1))
+        if tokens <= budget or limit == 1:
             return structured(text, listing)
-        limit = max(1, min(limit - 1, limit * DEFAULT_TOKENS // tokens))
+        limit = max(1, min(limit - 1, limit * budget // tokens))
 
 
 async def _cache_get(workspace: Workspace, a: args.CacheGet) -> Answer:
@@ -193,7 +195,18 @@ async def _cache_stats(workspace: Workspace, a: args.CacheStats) -> Answer:
     stats = await workspace.stats()
     kept = tuple(each for each in stats.scopes if a.scope in (None, each.scope))
     lines = [f"{each.scope}: {each.entries} entries, {each.bytes} of {each.quota_bytes} bytes" for each in kept]
-    return structured("\n".join(lines), stats.model_copy(update={"scopes": kept}))
+    errors = stats.instruction_errors
+    shown = _fitting(errors, workspace.counter)
+    lines += [f"error in {error.file}: {error.problem}" for error in shown]
+    if len(shown) < len(errors):
+        lines.append(f"[{len(errors) - len(shown)} more errors in instruction files; mend these first]")
+    return structured("\n".join(lines), stats.model_copy(update={"scopes": kept, "instruction_errors": shown}))
+
+
+def _fitting(errors: Sequence[LibraryError], counter: TokenCounter) -> tuple[LibraryError, ...]:
+    """Return the first errors that leave room for the rest of the answer, which says each of them twice."""
+    costs = accumulate(2 * counter.at_most(f"{error.file} {error.problem}") + _ERROR_TOKENS for error in errors)
+    return tuple(error for error, cost in zip(errors, costs, strict=True) if cost <= DEFAULT_TOKENS // 2)
 
 
 async def _cache_prune(workspace: Workspace, a: args.CachePrune) -> Answer:
@@ -224,7 +237,7 @@ def _stored(info: EntryInfo) -> str:
 
 
 def _line(info: EntryInfo) -> str:
-    kind = f" kind={quoted(info.metadata['kind'])}" if "kind" in info.metadata else ""
+    kind = f" kind={quoted(info.metadata['kind'][:_KIND_CHARS])}" if "kind" in info.metadata else ""
     expires = "never" if info.expires_at is None else utc_text(info.expires_at)
     facts = f"{info.size} bytes {info.content_type}{kind} digest={short_digest(info.digest)} expires={expires}"
     return f"{quoted(info.key)} {facts}"
