@@ -13,6 +13,7 @@ Everything that it raises on purpose is an `IrisError`; `iris_kv.errors` has the
 
 from __future__ import annotations
 
+from iris_kv.background import open_workspace
 from iris_kv.errors import IrisError
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Entry, EntryInfo, Page, Scope
@@ -20,7 +21,7 @@ from iris_kv.policy import Principal
 from iris_kv.prompts import Prompt, PromptSelector
 from iris_kv.settings import Settings, load_settings
 from iris_kv.tokens import TokenCounter
-from iris_kv.workspace import Workspace, open_workspace
+from iris_kv.workspace import Workspace
 
 __version__ = "0.1.0"
 

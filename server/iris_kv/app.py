@@ -13,13 +13,15 @@ from typing import NamedTuple
 import anyio
 from mcp.server.stdio import stdio_server
 
+from iris_kv.background import Background
 from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
+from iris_kv.guidance import SystemClock
 from iris_kv.location import Location, find_workspace
 from iris_kv.settings import Profile, Settings, load_settings
 from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
-from iris_kv.workspace import SystemClock, Workspace
+from iris_kv.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ async def serve_stdio(start: Start, profile: Profile | None = None) -> None:
         _log.error("serving instructions and prompts only: %s", start.problem)
     _log.info("workspace=%r reason=%r", *_where(start.location))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(workspace.run_background)
+        tasks.start_soon(Background(workspace).run)
         tasks.start_soon(_exit_on_signal, workspace)
         await _serve_until_closed(server)
         tasks.cancel_scope.cancel()

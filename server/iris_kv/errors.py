@@ -47,6 +47,7 @@ class IrisError(Exception):
     code: ClassVar[Code]
 
     def __init__(self, wrong: str, allowed: str, todo: str) -> None:
+        """Say what was wrong, what is allowed, and what to do next."""
         self.wrong = wrong
         self.allowed = allowed
         self.todo = todo

@@ -19,7 +19,7 @@ from iris_kv.errors import ForbiddenError, InvalidArgumentError, NotFoundError
 from iris_kv.model import SCOPES, Scope
 from iris_kv.reading import is_text
 from iris_kv.settings import HOUR_MS
-from iris_kv.store.names import content_type_of as content_type_of
+from iris_kv.store.names import content_type_of
 
 JSON: Final = "application/json"
 MARKDOWN: Final = "text/markdown"

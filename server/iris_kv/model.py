@@ -20,7 +20,7 @@ CANONICAL_SCOPES: Final[tuple[Scope, ...]] = ("system", "instructions")
 
 Author = Literal["canonical", "user", "agent"]
 Face = Literal["mcp", "rest", "cli", "library", "seeder"]
-Operation = Literal["put", "delete", "expire", "clear"]
+Operation = Literal["create", "update", "delete", "expire", "clear"]
 
 SHORT_DIGEST_CHARS: Final = len("sha256:") + 16
 """The length of a digest as models see it: 13 tokens instead of 39."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Final, Literal
 
@@ -29,6 +28,7 @@ SERVER_TOKENS: Final = 232
 """By the estimate, which lines of tags exceed by up to a thirteenth: 250 by the real tokenizer."""
 SERVER_CHARS: Final = 2_048
 
+_SHORT_CHARS: Final = 80
 _MAX_SOURCE_BYTES: Final = 5_000_000
 _RULE: Final = (
     "Before you start a task of a kind listed here, call `get_instruction` with its tag and follow what it"
@@ -122,9 +122,7 @@ class PromptSelector:
     `compact` may be set while the server runs: the next fetch follows it.
     """
 
-    def __init__(
-        self, source: PromptSource, library: InstructionLibrary, *, compact: bool, reason: str
-    ) -> None:
+    def __init__(self, source: PromptSource, library: InstructionLibrary, *, compact: bool, reason: str) -> None:
         """Choose `compact` or not by default, for the reason given."""
         self._source = source
         self._library = library
@@ -208,12 +206,13 @@ def trigger_lines(instructions: Sequence[Instruction], max_tokens: int, *, essen
     """Return the trigger table, cut to what fits by an estimate that is the same in every process.
 
     Each line has a tag and when to use it, with `essentials` also its two rules where there is room
-    for them. Where there is no room for all lines, the rest is left to a search.
+    for them. Where there is no room for all lines, they get shorter, and the rest is left to a search.
     """
     lines = [_line(instruction) for instruction in instructions]
     left = max_tokens - estimate("\n".join(lines))
     if left < 0:
-        return _fitting(lines, max_tokens - estimate("\n" + _MORE))
+        shorter = [_line(instruction, _SHORT_CHARS) for instruction in instructions]
+        return _fitting(shorter, max_tokens)
     for at, instruction in enumerate(instructions if essentials else ()):
         longer = _full_line(instruction)
         cost = estimate(longer) - estimate(lines[at])
@@ -223,8 +222,18 @@ def trigger_lines(instructions: Sequence[Instruction], max_tokens: int, *, essen
 
 
 def _fitting(lines: Sequence[str], max_tokens: int) -> list[str]:
-    used = accumulate(estimate(line + "\n") for line in lines)
-    return [*(line for line, end in zip(lines, used, strict=True) if end <= max_tokens), _MORE]
+    """Return the lines that fit, all of them or with a last line that says how to find the rest."""
+    if estimate("\n".join(lines)) <= max_tokens:
+        return list(lines)
+    left = max_tokens - estimate("\n" + _MORE)
+    kept: list[str] = []
+    for line in lines:
+        cost = estimate(line + "\n")
+        # One that is too long for what is left does not hide those behind it.
+        if cost <= left:
+            kept.append(line)
+            left -= cost
+    return [*kept, _MORE]
 
 
 def _full_line(instruction: Instruction) -> str:
@@ -232,8 +241,8 @@ def _full_line(instruction: Instruction) -> str:
     return _line(instruction) + always
 
 
-def _line(instruction: Instruction) -> str:
-    return f"- {instruction.tag}: {one_line(instruction.description)}"
+def _line(instruction: Instruction, most_chars: int = 300) -> str:
+    return f"- {instruction.tag}: {one_line(instruction.description, most_chars)}"
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -254,4 +263,3 @@ def _within_chars(lines: Sequence[str]) -> str:
         if len(text) <= SERVER_CHARS or not kept:
             return text
         kept = [*kept[:-2], _MORE] if kept[-1] == _MORE else [*kept[:-1], _MORE]
-

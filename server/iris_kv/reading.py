@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Final
 
 from anyio import to_thread
 
 from iris_kv.errors import InvalidArgumentError
-from iris_kv.instructions import Instruction, InstructionLibrary, Section
+from iris_kv.instructions import Instruction, InstructionLibrary, LibraryError, Section
 from iris_kv.model import EntryInfo, Frozen, short_digest, utc_text
 from iris_kv.store.base import Reader
 from iris_kv.tokens import WORST_BYTES_PER_TOKEN, TokenCounter
@@ -190,9 +191,16 @@ def bounded_lines(lines: Sequence[str], counter: TokenCounter, todo: str, max_to
     return "\n".join(kept)
 
 
+def fitting_errors(errors: Sequence[LibraryError], counter: TokenCounter) -> tuple[LibraryError, ...]:
+    """Return the first errors that leave room for the rest of an answer that says each of them twice."""
+    costs = accumulate(2 * counter.at_most(f"{error.file} {error.problem}") + _ERROR_TOKENS for error in errors)
+    return tuple(error for error, cost in zip(errors, costs, strict=True) if cost <= DEFAULT_TOKENS // 2)
+
+
 _HEADER_LEVEL: Final = 2
 _HEADER_CHARS: Final = 1_500
 _QUERY_CHARS: Final = 200
+_ERROR_TOKENS: Final = 30
 
 
 async def blob_slice(reader: Reader, offset: int, max_tokens: int | None) -> BlobSlice:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import logging
-import os
-import random
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,8 +14,9 @@ from anyio import to_thread
 
 from iris_kv import intake, reading
 from iris_kv.errors import IrisError, NotFoundError, UnavailableError
-from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource, LibraryError, section
-from iris_kv.location import Location, find_workspace
+from iris_kv.guidance import Guidance
+from iris_kv.instructions import Instruction, LibraryError, section
+from iris_kv.location import Location
 from iris_kv.model import (
     SCOPES,
     Activity,
@@ -30,37 +25,26 @@ from iris_kv.model import (
     EntryInfo,
     Face,
     Frozen,
+    Limits,
     Page,
     Removed,
     Scope,
     Verification,
 )
 from iris_kv.policy import Principal, check_access
-from iris_kv.prompts import Prompt, PromptSelector, PromptSource, Variant
+from iris_kv.prompts import Prompt, Variant
 from iris_kv.seeding import SeedReport, degradation, prompt_key, seed
-from iris_kv.settings import HOUR_MS, Settings, load_settings, shipped
+from iris_kv.settings import HOUR_MS, Settings
 from iris_kv.store.files import FileStore
 from iris_kv.tokens import TokenCounter
 
 SUMMARY_KEY: Final = "summary"
-REFRESH_MS: Final = 1_000
 
-_COLLECT_EVERY_S: Final = 600
-_WARM_UP_AFTER_S: Final = 1.0
+_INLINE_BYTES: Final = 32_768
 _NEAREST: Final = 5
 _KEYS_COMPARED: Final = 2_000
 _RECENT_DAYS: Final = 7
 _CALLS: Final = "get_instruction:"
-
-_log = logging.getLogger(__name__)
-
-
-class SystemClock:
-    """The machine's wall clock."""
-
-    def now_ms(self) -> int:
-        """Return the milliseconds since the epoch."""
-        return time.time_ns() // 1_000_000
 
 
 class ScopeStats(Frozen):
@@ -92,26 +76,7 @@ class ScopeActivity(Frozen):
     read: Activity | None
 
 
-@dataclass(frozen=True)
-class ServedState:
-    """The instructions and the prompt source as they were served at a moment."""
-
-    instructions: tuple[Instruction, ...]
-    prompt_source: tuple[bytes, bytes]
-
-    @property
-    def tags(self) -> tuple[tuple[str, str], ...]:
-        """Each tag with when to use it: what stands in lists and in the trigger table."""
-        return tuple((each.tag, each.description) for each in self.instructions)
-
-    def names_changed_since(self, before: ServedState) -> frozenset[str]:
-        """Return the tags and aliases, with underscores, of instructions that are new, changed or gone."""
-        changed = set(self.instructions).symmetric_difference(before.instructions)
-        names = (name for each in changed for name in (each.tag, *each.aliases))
-        return frozenset(name.casefold().replace("-", "_") for name in names)
-
-
-class Workspace:
+class Workspace(Guidance):
     """A workspace with its settings, instructions, prompts and store.
 
     Instructions and prompts are always served. The store is opened at its first use; where that
@@ -140,29 +105,15 @@ class Workspace:
             create: Create the cache where there is none.
             problem: Why the store must not be used, such as a broken configuration.
         """
-        self.location = location
-        self.settings = settings
-        self.counter = counter or TokenCounter()
-        sources = instruction_sources(location, settings)
-        self._sources = tuple(source.label for source in sources)
-        self.library = InstructionLibrary(sources, self.counter)
-        self.prompts = PromptSelector(
-            PromptSource(shipped("prompts") / "system.md"),
-            self.library,
-            compact=settings.prompt.compact,
-            reason=settings.origins.get("prompt.compact", "default"),
-        )
+        super().__init__(location, settings, clock=clock, counter=counter)
         self._face: Face = face
-        self._clock = clock or SystemClock()
         self._create = create
         self._problem = problem
         self._store: FileStore | None = None
         self._opening = anyio.Lock()
-        self._refreshed_at = self._clock.now_ms()
         self._noted: dict[str, int] = {}
-        self._wake = anyio.Event()
+        self._work = anyio.Event()
         self._seed_wanted = True
-        self._failure = ""
 
     async def store(self) -> FileStore:
         """Return the open store.
@@ -185,7 +136,7 @@ class Workspace:
             )
         return await FileStore.open(
             self.location.root,
-            clock=self._clock,
+            clock=self.clock,
             face=self._face,
             create=self._create,
             durable=self.settings.durability == "full",
@@ -201,38 +152,15 @@ class Workspace:
             finally:
                 await store.aclose()
 
-    def now_ms(self) -> int:
-        """Return the time, from the clock that entries' times are taken from."""
-        return self._clock.now_ms()
-
     # Instructions and prompts
 
     async def refresh(self) -> bool:
-        """Read edited files again; tell whether anything served changed. Cheap where nothing did."""
-        self._refreshed_at = self._clock.now_ms()
-        before = self.library.errors
-        library = await to_thread.run_sync(self.library.refresh)
-        prompts = await to_thread.run_sync(self.prompts.refresh)
-        for error in self.library.errors:
-            if error not in before:
-                _log.error("instruction file %s: %s", error.file, error.problem)
-        if library or prompts:
+        """See `Guidance.refresh`; what changed is seeded in the background."""
+        changed = await super().refresh()
+        if changed:
             self._seed_wanted = True
-            self._wake.set()
-        return library or prompts
-
-    async def _fresh(self) -> None:
-        if not 0 <= self._clock.now_ms() - self._refreshed_at < REFRESH_MS:
-            await self.refresh()
-
-    async def instructions(self) -> tuple[Instruction, ...]:
-        """Return the instructions served now."""
-        await self._fresh()
-        return self.library.instructions
-
-    def served_state(self) -> ServedState:
-        """Return what tells whether instructions or prompts changed; cheap where they did not."""
-        return ServedState(self.library.instructions, self.prompts.source_state)
+            self._work.set()
+        return changed
 
     async def used_instruction(self, tag: str) -> Instruction:
         """Return an instruction and count its use.
@@ -240,7 +168,7 @@ class Workspace:
         Raises:
             NotFoundError: No such tag; the text lists those there are.
         """
-        await self._fresh()
+        await self.freshen()
         instruction = self.library.get(tag)
         self._note(_CALLS + instruction.tag)
         return instruction
@@ -271,17 +199,19 @@ class Workspace:
                 instruction, part, offset, self.counter, degraded=degraded, max_tokens=max_tokens
             )
 
-        # A megabyte of Markdown takes seconds to take apart.
+        # A megabyte of Markdown takes seconds to take apart; the second answer from a usual file takes 0.3 ms.
+        if instruction.is_taken_apart and len(instruction.body) <= _INLINE_BYTES:
+            return answer()
         return await to_thread.run_sync(answer)
 
     async def list_instructions(self, query: str | None = None) -> str:
         """Return each instruction's tag, tokens and when to use it, one a line, and what is wrong with files."""
-        await self._fresh()
+        await self.freshen()
         return await to_thread.run_sync(partial(reading.instruction_list, self.library, query, self.counter))
 
     async def prompt(self, variant: str | None = None) -> Prompt:
         """Return a rendered system prompt and why it is this one."""
-        await self._fresh()
+        await self.freshen()
         prompt = self.prompts.select(variant)
         await self._degradation("system", prompt_key(prompt.variant), prompt.digest)
         return prompt
@@ -296,8 +226,9 @@ class Workspace:
     async def seed(self, *, force: bool = False) -> SeedReport:
         """Write the library and the prompts into the store; `force` overwrites other sources' too."""
         await self.refresh()
-        limits = {scope: self.settings.limits(scope) for scope in SCOPES}
-        return await seed(await self.store(), self.library, self.prompts, limits, self._sources, force=force)
+        limits: dict[Scope, Limits] = {scope: self.settings.limits(scope) for scope in SCOPES}
+        labels = [source.label for source in self.sources]
+        return await seed(await self.store(), self.library, self.prompts, limits, labels, force=force)
 
     # Entries
 
@@ -409,7 +340,13 @@ class Workspace:
         return await (await self.store()).delete(checked, key, if_digest=intake.check_digest(if_digest))
 
     async def list(
-        self, scope: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100, include_expired: bool = False
+        self,
+        scope: str,
+        *,
+        prefix: str = "",
+        cursor: str | None = None,
+        limit: int = 100,
+        include_expired: bool = False,
     ) -> Page:
         """Return a page of a scope's entries in key order."""
         checked = intake.check_scope(scope)
@@ -422,7 +359,7 @@ class Workspace:
 
     async def stats(self) -> Stats:
         """Return what the workspace holds."""
-        await self._fresh()
+        await self.freshen()
         store = await self.store()
         return Stats(
             scopes=tuple([await self._scope_stats(store, scope) for scope in SCOPES]),
@@ -471,37 +408,31 @@ class Workspace:
 
     async def instruction_calls(self) -> dict[str, int]:
         """Return how often each instruction was fetched in the last seven days, by any process."""
-        since = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC) - timedelta(days=_RECENT_DAYS)
+        since = datetime.fromtimestamp(self.clock.now_ms() / 1000, UTC) - timedelta(days=_RECENT_DAYS)
         counts = await (await self.store()).counts(f"{since:%Y-%m-%d}")
-        return {name.removeprefix(_CALLS): sum(days.values()) for name, days in counts.items() if name.startswith(_CALLS)}
+        return {
+            name.removeprefix(_CALLS): sum(days.values()) for name, days in counts.items() if name.startswith(_CALLS)
+        }
 
     # Work in the background
 
     def _note(self, name: str) -> None:
         self._noted[name] = self._noted.get(name, 0) + 1
-        self._wake.set()
+        self._work.set()
 
     async def _flush_counts(self, store: FileStore) -> None:
         noted, self._noted = self._noted, {}
         if noted:
-            today = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+            today = datetime.fromtimestamp(self.clock.now_ms() / 1000, UTC)
             await store.count(f"{today:%Y-%m-%d}", noted)
 
-    async def run_background(self) -> None:
-        """Seed, count and collect until cancelled; failures are logged, and no answer waits for it."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._collect_regularly)
-            tasks.start_soon(self._warm_up)
-            while True:
-                self._wake = anyio.Event()
-                await self._guarded(self._catch_up)
-                await self._wake.wait()
+    def next_work(self) -> anyio.Event:
+        """Return an event that is set once `catch_up` has something to do that comes from now on."""
+        self._work = anyio.Event()
+        return self._work
 
-    async def _warm_up(self) -> None:
-        await anyio.sleep(_WARM_UP_AFTER_S)
-        await to_thread.run_sync(self.counter.warm_up)
-
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
+        """Seed if a source changed since the last time, and write down what was counted."""
         if self._seed_wanted:
             # Cleared first: files that change meanwhile ask for another round.
             self._seed_wanted = False
@@ -512,66 +443,8 @@ class Workspace:
                 raise
         await self._flush_counts(await self.store())
 
-    async def _collect_regularly(self) -> None:
-        while True:
-            await self._guarded(self._collect_if_due)
-            await anyio.sleep(_COLLECT_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
-
-    async def _collect_if_due(self) -> None:
+    async def collect_if_due(self) -> None:
+        """Remove expired entries and tidy up, if no process did so for ten minutes."""
         store = await self.store()
         if await store.collection_is_due():
             await store.collect()
-
-    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run a piece of background work; the server lives on whatever happens to it, and says each thing once."""
-        try:
-            await work()
-        except IrisError as error:
-            if str(error) != self._failure:
-                _log.error("background work failed: %s", error)  # noqa: TRY400 - the text says all
-            self._failure = str(error)
-        except Exception:
-            _log.exception("background work failed")
-
-
-@asynccontextmanager
-async def open_workspace(
-    path: Path | str | None = None,
-    *,
-    settings: Settings | None = None,
-    clock: Clock | None = None,
-    create: bool = True,
-) -> AsyncGenerator[Workspace]:
-    """Open a workspace for a program, with seeding and collection in the background, and close it after.
-
-    Args:
-        path: The workspace's folder; None finds it as the server does.
-        settings: None reads the layers of configuration.
-        clock: Where the time comes from; None: the machine's.
-        create: Create the cache where there is none.
-
-    Raises:
-        InvalidArgumentError: There is no such folder, or the configuration is broken.
-    """
-    location = find_workspace(None if path is None else str(path), os.environ, Path.cwd())
-    loaded = load_settings(location.root) if settings is None else settings
-    workspace = Workspace(location, loaded, face="library", clock=clock, create=create)
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(workspace.run_background)
-            yield workspace
-            tasks.cancel_scope.cancel()
-    finally:
-        await workspace.aclose()
-
-
-def instruction_sources(location: Location | None, settings: Settings) -> list[InstructionSource]:
-    """Return where instructions come from, later ones winning: shipped, folders, the workspace's overlay."""
-    sources = [InstructionSource(folder=shipped("instructions"), origin="shipped", label="shipped")]
-    for folder in settings.instructions.folders:
-        at = folder if location is None else location.root / folder
-        sources.append(InstructionSource(folder=at, origin="folder", label=str(folder)))
-    if location is not None:
-        overlay = location.root / ".iris" / "instructions"
-        sources.append(InstructionSource(folder=overlay, origin="workspace", label=".iris/instructions"))
-    return sources

@@ -256,7 +256,7 @@ async def test_two_processes_see_each_others_changes(workspace, open_file_store)
             assert said(other) == "ready"
             position = (await store.changes(None)).next
             await put(store, "ping", b"")
-            assert said(other) == "put ping"
+            assert said(other) == "create ping"
             with anyio.fail_after(10):
                 while True:
                     await store.wait_for_change(position)

@@ -14,6 +14,7 @@ import anyio
 import uvicorn
 
 from iris_kv.app import configure_logging, prepare
+from iris_kv.background import Background
 from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.workspace import Workspace
 
@@ -26,7 +27,7 @@ async def serve(workspace: Workspace, listener: socket.socket) -> None:
     app = IrisServer(workspace, "full").streamable_http_app()
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SHUTDOWN_S)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(workspace.run_background)
+        tasks.start_soon(Background(workspace).run)
         await uvicorn.Server(config).serve([listener])
         tasks.cancel_scope.cancel()
     await workspace.aclose()

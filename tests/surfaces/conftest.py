@@ -13,6 +13,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.types import BlobResourceContents, TextContent, TextResourceContents
 
+from iris_kv import app
 from iris_kv.location import Location
 from iris_kv.model import Clock
 from iris_kv.settings import Profile, Settings
@@ -103,6 +104,12 @@ class Serve(Protocol):
     ) -> AbstractAsyncContextManager[Session]: ...
 
 
+class Start(Protocol):
+    """Opens a server in this process as `serve` does it, with what it finds on its way; used with `async with`."""
+
+    def __call__(self, era: Era, root: Path | None) -> AbstractAsyncContextManager[LocalSession]: ...
+
+
 @pytest.fixture(params=["legacy", "auto"])
 def era(request: pytest.FixtureRequest) -> Era:
     return request.param
@@ -128,6 +135,24 @@ def open_server(workspace: Path) -> Open:
         finally:
             await opened.aclose()
 
+    return opener
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, home: Mapping[str, str]) -> Start:
+    @asynccontextmanager
+    async def opener(era: Era, root: Path | None) -> AsyncGenerator[LocalSession]:
+        found = app.prepare(None if root is None else str(root), {"profile": "full"})
+        opened = Workspace(found.location, found.settings, face="mcp", problem=found.problem)
+        server = IrisServer(opened, found.settings.profile)
+        try:
+            async with Client(server, mode=era, cache=None) as client:
+                yield LocalSession(client, server, opened)
+        finally:
+            await opened.aclose()
+
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
     return opener
 
 

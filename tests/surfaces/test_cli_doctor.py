@@ -12,9 +12,10 @@ import pytest
 from test_cli_verbs import Cli, isolated_cli
 
 from iris_kv.errorlog import ErrorLog, error_log_path
+from iris_kv.guidance import SystemClock
 from iris_kv.location import Location
 from iris_kv.settings import Settings
-from iris_kv.workspace import SystemClock, Workspace
+from iris_kv.workspace import Workspace
 
 cli = pytest.fixture(isolated_cli)
 

@@ -36,7 +36,9 @@ def environment(tmp_path: Path) -> Environment:
 def run(environment: Environment, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     def start(*command: str | bytes, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
         env = {**environment, **variables}
-        return subprocess.run(command, env=env, cwd=tmp_path, input=stdin, capture_output=True, timeout=PATIENCE_S)
+        return subprocess.run(
+            command, env=env, cwd=tmp_path, input=stdin, capture_output=True, timeout=PATIENCE_S, check=False
+        )
 
     return start
 

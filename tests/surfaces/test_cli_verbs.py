@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from iris_kv.cli import app
 from iris_kv.cli.output import EXIT_CODES
 from iris_kv.errors import Code
+from iris_kv.guidance import SystemClock
 from iris_kv.model import Limits, Provenance
 from iris_kv.store.files import FileStore
-from iris_kv.workspace import SystemClock
 
 SCOPE_NAMES = ["system", "instructions", "project", "task", "artifacts"]
 BINARY = bytes(range(256))

@@ -18,9 +18,9 @@ from mcp.types import (
     ToolListChangedNotification,
 )
 
+from iris_kv.background import open_workspace
 from iris_kv.policy import Principal
 from iris_kv.settings import Settings
-from iris_kv.workspace import open_workspace
 
 if TYPE_CHECKING:
     from tests.surfaces.conftest import Era, Open, Serve, Session

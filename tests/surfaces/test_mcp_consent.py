@@ -80,11 +80,15 @@ async def test_a_client_that_cannot_ask_must_confirm(era: Era, open_server: Open
         left = await keys(session)
         answer = await session.call("cache_clear", scope="task", confirm=True)
 
-    assert refusals == [
-        "invalid_argument: clearing task deletes all its entries and was not confirmed;"
-        " this client cannot ask the user, so confirm must be true;"
-        " ask the user, and if they agree call cache_clear again with confirm=true"
-    ] * 2
+    assert (
+        refusals
+        == [
+            "invalid_argument: clearing task deletes all its entries and was not confirmed;"
+            " this client cannot ask the user, so confirm must be true;"
+            " ask the user, and if they agree call cache_clear again with confirm=true"
+        ]
+        * 2
+    )
     assert left == ["k"]
     assert answer == "cleared task: 1 entries (5 bytes)"
 

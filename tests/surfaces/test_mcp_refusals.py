@@ -156,7 +156,9 @@ async def test_a_value_over_the_limit_leaves_the_old_one(era: Era, open_server: 
         answer = await session.refusal("cache_put", scope="task", key="k", value="x" * 101)
         value = await session.call("cache_get", scope="task", key="k")
 
-    assert answer.startswith("too_large: the value has 101 bytes or more; one value of this scope has at most 100 bytes")
+    assert answer.startswith(
+        "too_large: the value has 101 bytes or more; one value of this scope has at most 100 bytes"
+    )
     assert value.split("\n")[1] == "old"
 
 
@@ -239,7 +241,11 @@ async def test_a_file_that_is_not_plainly_in_the_workspace_is_refused(
     ("name", "content", "answer"),
     [
         ("bad.json", b"{", "invalid_argument: the value is declared application/json and does not parse: Expecting"),
-        ("bad.json", "{}".encode("utf-16"), "invalid_argument: the value is declared application/json and does not parse"),
+        (
+            "bad.json",
+            "{}".encode("utf-16"),
+            "invalid_argument: the value is declared application/json and does not parse",
+        ),
         ("big.txt", b"x" * 101, "too_large: the value has 101 bytes or more"),
         ("big.json", b"[" + b" " * 100 + b"]", "too_large: the value has "),
     ],
@@ -260,7 +266,10 @@ async def test_a_missing_file_is_not_found(open_server: Open) -> None:
     async with open_server() as session:
         answer = await session.refusal("put_artifact", key="k", from_path="out/none.txt")
 
-    assert answer == "not_found: no file 'out/none.txt' in the workspace; from_path starts at the workspace; check the path"
+    assert (
+        answer
+        == "not_found: no file 'out/none.txt' in the workspace; from_path starts at the workspace; check the path"
+    )
 
 
 # Damage

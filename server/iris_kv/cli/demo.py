@@ -35,7 +35,7 @@ class Row(NamedTuple):
 async def run_demo(workspace: str | None) -> None:
     """Run the session in a workspace, or in a temporary one that is removed."""
     if workspace is not None:
-        await _session(Path(workspace).absolute())
+        await _session(Path(workspace))
         return
     with tempfile.TemporaryDirectory(prefix="iris-kv-demo-") as folder:
         await _session(Path(folder))

@@ -31,6 +31,7 @@ from iris_kv.errors import InvalidArgumentError, NotFoundError, TooLargeError
 from iris_kv.model import Entry, EntryInfo, short_digest, utc_text
 from iris_kv.reading import is_text
 from iris_kv.settings import load_settings
+from iris_kv.store.names import content_type_of
 
 entries = typer.Typer()
 
@@ -91,7 +92,7 @@ def put(
         pairs = _pairs(metadata or [])
         most = load_settings(locate(workspace).root).limits(allowed(scope, "write")).max_value_bytes
         data = _value(value, file, most)
-    kind = content_type or (None if file is None else intake.content_type_of(file.suffix))
+    kind = content_type or (None if file is None else content_type_of(file.suffix))
 
     async def work() -> EntryInfo:
         arguments = given(trust_owner=trust_owner)

@@ -12,12 +12,13 @@ import typer
 from iris_kv.block import install_block, uninstall_block
 from iris_kv.cli.output import FoldersOption, JsonOption, WorkspaceOption, given, locate, note, reported, show
 from iris_kv.errors import InvalidArgumentError
+from iris_kv.guidance import instruction_sources
 from iris_kv.instruction_check import check
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource, section
 from iris_kv.location import VARIABLE, Location
 from iris_kv.settings import load_settings
 from iris_kv.tokens import TokenCounter
-from iris_kv.workspace import Workspace, instruction_sources
+from iris_kv.workspace import Workspace
 
 library = typer.Typer(no_args_is_help=True, help="List, show and check instructions.")
 prompts = typer.Typer()

@@ -116,7 +116,7 @@ class MemoryStore:
         )
         self._entries[scope][key] = Entry(info=info, value=data)
         (self._renewing.add if limits.renew else self._renewing.discard)((scope, key))
-        self._note(scope, key, "put")
+        self._note(scope, key, "create" if old is None else "update")
         return info
 
     async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:

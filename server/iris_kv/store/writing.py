@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import CorruptError, QuotaExceededError, UnavailableError
-from iris_kv.model import EntryInfo, Removed, Scope
+from iris_kv.model import EntryInfo, Operation, Removed, Scope
 from iris_kv.store import names
 from iris_kv.store.base import GRACE_MS
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_put, check_size
@@ -96,7 +96,8 @@ class Writing:
         with writer.transaction():
             now = self._engine.clock.now_ms()
             live = None if old is None or self._engine.notes.is_expired(old, now) else old
-            row = _new_row(request, self._free_name(cache, request, now), upload.size, sha256, live, now)
+            file = self._free_name(cache, request, "create" if live is None else "update", now)
+            row = _new_row(request, file, upload.size, sha256, live, now)
             os.rename(upload.name, row.file, src_dir_fd=upload.folder, dst_dir_fd=folder)
             upload.is_renamed = True
             # Undone only here: when COMMIT itself fails, the row may be in the log, and the file must stay.
@@ -111,7 +112,7 @@ class Writing:
                 raise
         return row
 
-    def _free_name(self, cache: OpenCache, request: PutRequest, now: int) -> str:
+    def _free_name(self, cache: OpenCache, request: PutRequest, op: Operation, now: int) -> str:
         """Append to the change feed and return the file name that goes with the change's number.
 
         A commit that failed with its outcome unknown leaves a file whose number is not used up; the
@@ -120,7 +121,7 @@ class Writing:
         folder = cache.folders.scope(request.scope)
         file = ""
         for _ in range(_NAMES_TRIED):
-            seq = cache.index.writer.add_change(request.scope, request.key, "put", now, self._engine.origin)
+            seq = cache.index.writer.add_change(request.scope, request.key, op, now, self._engine.origin)
             file = names.value_file(request.scope, request.key, seq, request.content_type)
             try:
                 os.stat(file, dir_fd=folder, follow_symlinks=False)

@@ -7,8 +7,7 @@ instruction files are looked at (1 s). What changed is sent at most once a secon
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -31,18 +30,16 @@ from mcp.types import (
     UnsubscribeRequestParams,
 )
 
-from iris_kv.errors import ExpiredError, IrisError, NotFoundError
+from iris_kv.errors import IrisError
+from iris_kv.guidance import REFRESH_MS
 from iris_kv.model import Change
-from iris_kv.store.base import Store
 from iris_kv.surfaces import uris
 from iris_kv.surfaces.resources import LISTED_SCOPES
-from iris_kv.workspace import REFRESH_MS, Workspace
+from iris_kv.workspace import Workspace
 
 COALESCE_S: Final = 1.0
 _RETRY_S: Final = 5.0
 _FIRST_LOOK_S: Final = 2.0
-_COMMIT_MS: Final = 10_000
-"""How long at most after an entry's time of creation it is committed, and so seen."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,8 +68,6 @@ class Notifier:
         self._is_following = anyio.Event()
         self._library_state = workspace.served_state()
         self._position: str | None = None
-        self._created: dict[tuple[str, str], int] = {}
-        """When listed entries were made that were told of as new: they are not new at their next change."""
 
     # Who listens
 
@@ -166,31 +161,17 @@ class Notifier:
                 self._announce([ResourcesListChanged(), *self._updates(lambda _: True)])
         self._is_following.set()
         while True:
-            since_ms = self._workspace.now_ms() - _COMMIT_MS
             await store.wait_for_change(self._position)
             changes = await store.changes(self._position)
-            if changes.reset or await self._has_new_set(store, changes.events, since_ms):
-                self._announce([ResourcesListChanged()])
             if changes.reset:
-                self._announce(self._updates(lambda _: True))
+                self._announce([ResourcesListChanged(), *self._updates(lambda _: True)])
             for change in changes.events:
                 self._announce(self._events(change))
             self._position = changes.next
 
-    async def _has_new_set(self, store: Store, changes: Sequence[Change], since_ms: int) -> bool:
-        """Tell whether changes since a time added entries to those that are listed, or took some away."""
-        listed = {(change.scope, change.key): change for change in changes if change.scope in LISTED_SCOPES}
-        put = {entry: change for entry, change in listed.items() if change.op == "put"}
-        is_new = len(put) < len(listed)
-        for entry, change in put.items():
-            with suppress(NotFoundError, ExpiredError):
-                created = (await store.head(change.scope, change.key)).created_at
-                is_new = is_new or (created >= since_ms and self._created.get(entry) != created)
-                self._created[entry] = created
-        self._created = {entry: at for entry, at in self._created.items() if at >= since_ms}
-        return is_new
-
     def _events(self, change: Change) -> Iterable[ServerEvent]:
+        if change.scope in LISTED_SCOPES and change.op != "update":
+            yield ResourcesListChanged()
         if change.op == "clear":
             yield from self._updates(lambda target: target.scope == change.scope)
         else:

@@ -123,7 +123,9 @@ async def read_resource(workspace: Workspace, uri: str) -> ReadResourceResult:
     if target.kind == "cache":
         return ReadResourceResult(contents=await _read_entry(workspace, uri, target))
     if target.kind == "stats":
-        text = (await workspace.stats()).model_dump_json(indent=1)
+        stats = await workspace.stats()
+        errors = reading.fitting_errors(stats.instruction_errors, workspace.counter)
+        text = stats.model_copy(update={"instruction_errors": errors}).model_dump_json(indent=1)
         return ReadResourceResult(contents=[TextResourceContents(uri=uri, text=text, mime_type=JSON)])
     if target.kind == "prompt":
         prompt = await workspace.prompt(target.name)

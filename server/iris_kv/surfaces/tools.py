@@ -12,14 +12,13 @@ from mcp.types import Tool as ToolDescription
 
 from iris_kv import intake
 from iris_kv.errors import InvalidArgumentError, NotFoundError
-from iris_kv.instructions import LibraryError
 from iris_kv.model import EntryInfo, Frozen, Timestamp, short_digest, utc_text
 from iris_kv.policy import Principal
-from iris_kv.reading import DEFAULT_TOKENS, bounded_lines, quoted
+from iris_kv.reading import DEFAULT_TOKENS, bounded_lines, fitting_errors, quoted
 from iris_kv.settings import Profile
 from iris_kv.surfaces import arguments as args
 from iris_kv.surfaces.uris import entry_uri
-from iris_kv.tokens import TokenCounter, estimate
+from iris_kv.tokens import estimate
 from iris_kv.workspace import SUMMARY_KEY, Stats, Workspace
 
 AGENT: Final = Principal(author="agent", face="mcp")
@@ -28,7 +27,6 @@ _NEWEST: Final = 20
 _PAGE: Final = 50
 _TAGS_TOKENS: Final = 44
 _FRAME_TOKENS: Final = 100
-_ERROR_TOKENS: Final = 30
 _KIND_CHARS: Final = 64
 
 Answer = str | CallToolResult
@@ -196,17 +194,11 @@ async def _cache_stats(workspace: Workspace, a: args.CacheStats) -> Answer:
     kept = tuple(each for each in stats.scopes if a.scope in (None, each.scope))
     lines = [f"{each.scope}: {each.entries} entries, {each.bytes} of {each.quota_bytes} bytes" for each in kept]
     errors = stats.instruction_errors
-    shown = _fitting(errors, workspace.counter)
+    shown = fitting_errors(errors, workspace.counter)
     lines += [f"error in {error.file}: {error.problem}" for error in shown]
     if len(shown) < len(errors):
         lines.append(f"[{len(errors) - len(shown)} more errors in instruction files; mend these first]")
     return structured("\n".join(lines), stats.model_copy(update={"scopes": kept, "instruction_errors": shown}))
-
-
-def _fitting(errors: Sequence[LibraryError], counter: TokenCounter) -> tuple[LibraryError, ...]:
-    """Return the first errors that leave room for the rest of the answer, which says each of them twice."""
-    costs = accumulate(2 * counter.at_most(f"{error.file} {error.problem}") + _ERROR_TOKENS for error in errors)
-    return tuple(error for error, cost in zip(errors, costs, strict=True) if cost <= DEFAULT_TOKENS // 2)
 
 
 async def _cache_prune(workspace: Workspace, a: args.CachePrune) -> Answer:

@@ -1,0 +1,165 @@
+"""The system prompt: one source, two renderings, and the tables of tags that are cut to what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iris_kv.errors import InvalidArgumentError
+from iris_kv.instructions import InstructionLibrary, InstructionSource
+from iris_kv.model import digest_of
+from iris_kv.prompts import SERVER_CHARS, PromptSelector, PromptSource
+from iris_kv.settings import shipped
+from iris_kv.tokens import TokenCounter
+
+MARKER = "<!-- iris:instructions -->"
+COUNTER = TokenCounter()
+SOURCE = f"# You\n\n \t{MARKER} \r\n\r\nÜber all\r\n"
+
+
+def write(
+    folder: Path, name: str, *, description: str = "Does it. Use for it.", essentials: str = "", body: str = "Do it."
+) -> None:
+    metadata = f"metadata:\n  essentials: {essentials}\n" if essentials else ""
+    (folder / f"{name}.md").write_text(f"---\nname: {name}\ndescription: {description}\n{metadata}---\n{body}\n")
+
+
+Select = Callable[..., PromptSelector]
+
+
+@pytest.fixture
+def select(tmp_path: Path) -> Select:
+    def selector(source: str = SOURCE, *, compact: bool = True) -> PromptSelector:
+        (tmp_path / "system.md").write_bytes(source.encode())
+        library = InstructionLibrary([InstructionSource(folder=tmp_path / "i", origin="folder", label="i")])
+        return PromptSelector(PromptSource(tmp_path / "system.md"), library, compact=compact, reason="default")
+
+    (tmp_path / "i").mkdir()
+    return selector
+
+
+def test_all_bytes_around_the_marker_stand_in_both_renderings(select: Select, tmp_path: Path) -> None:
+    write(tmp_path / "i", "a-b", essentials="Never guess.", body="\n# A\n\nDo it.\n\n")
+    prompts = select()
+
+    compact, full = prompts.render("compact"), prompts.render("full")
+
+    for text in (compact, full):
+        assert text.startswith("# You\n\n## Instructions\n\n")
+        assert text.endswith(" \r\n\r\nÜber all\r\n")
+        assert MARKER not in text
+    assert "\n- a_b: Does it. Use for it. Always: Never guess. \r\n" in compact
+    assert "Do it." not in compact
+    assert "\n\n# A\n\nDo it. \r\n" in full
+
+
+def test_the_choice_says_why(select: Select) -> None:
+    prompts = select(compact=False)
+    by_default, by_argument = prompts.select(), prompts.select("compact")
+    prompts.compact = True
+    by_hand = prompts.select()
+
+    assert [(each.variant, each.reason) for each in (by_default, by_argument, by_hand)] == [
+        ("full", "default"),
+        ("compact", "argument"),
+        ("compact", "set while running"),
+    ]
+    assert by_argument == prompts.select("compact")
+    assert by_argument.digest == digest_of(by_argument.text.encode())
+
+
+def test_an_unknown_variant_is_refused(select: Select) -> None:
+    with pytest.raises(InvalidArgumentError, match="unknown prompt variant 'short'; compact or full"):
+        select().select("short")
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("# No marker\n", "has 0 marker lines"),
+        (f"{MARKER}\n{MARKER}\n", "has 2 marker lines"),
+        (f"text {MARKER}\n", "has 0 marker lines"),
+    ],
+)
+def test_a_source_has_exactly_one_marker_line(select: Select, source: str, problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"the prompt source 'system.md' {problem}"):
+        select(source)
+
+
+def test_a_broken_edit_keeps_the_last_good_source_until_it_is_mended(select: Select, tmp_path: Path) -> None:
+    prompts = select()
+    before = prompts.render("compact")
+
+    (tmp_path / "system.md").write_bytes(b"\xff\n" + MARKER.encode())
+    broke = prompts.refresh(), prompts.render("compact")
+    problem = prompts.error
+    (tmp_path / "system.md").write_text(f"Mended\n{MARKER}\n")
+    mended = prompts.refresh(), prompts.error, prompts.render("compact")
+
+    assert broke == (False, before)
+    assert "is not UTF-8" in (problem or "")
+    assert mended[:2] == (True, None)
+    assert mended[2].startswith("Mended\n## Instructions")
+
+
+def test_a_deleted_source_keeps_serving(select: Select, tmp_path: Path) -> None:
+    prompts = select()
+    before = prompts.render("full")
+    (tmp_path / "system.md").unlink()
+
+    assert not prompts.refresh()
+    assert "cannot be read (No such file or directory)" in (prompts.error or "")
+    assert prompts.render("full") == before
+
+
+def test_each_line_has_its_rules_as_far_as_there_is_room(select: Select, tmp_path: Path) -> None:
+    for n in range(16):
+        write(tmp_path / "i", f"task-{n:02}", essentials="Check each figure twice and name its source with the date.")
+    lines = [line for line in select().render("compact").splitlines() if line.startswith("- task_")]
+
+    assert len(lines) == 16
+    assert all("Does it. Use for it." in line for line in lines)
+    with_rules = [" Always: " in line for line in lines]
+    assert with_rules == sorted(with_rules, reverse=True)
+    assert 0 < sum(with_rules) < 16
+
+
+@pytest.mark.parametrize("n", [0, 1, 50, 2_000])
+def test_tables_of_any_length_stay_within_their_bounds(select: Select, tmp_path: Path, n: int) -> None:
+    for number in range(n):
+        write(tmp_path / "i", f"task-{number:04}", description=f"Does number {number} well. Use when it is wanted.")
+    prompts = select(f"{MARKER}\n")
+
+    instructions = prompts.server_instructions()
+
+    assert COUNTER.count(instructions) <= 250
+    assert len(instructions) <= SERVER_CHARS
+    assert COUNTER.count(prompts.render("compact")) <= 400
+    is_cut = "More exist: call `list_instructions`" in instructions
+    assert is_cut == (n > 10)
+    assert ("- task_0000: " in instructions) == (n > 0)
+
+
+def test_a_description_too_long_for_the_table_does_not_hide_the_others(select: Select, tmp_path: Path) -> None:
+    write(tmp_path / "i", "a", description="很" * 1_000)
+    write(tmp_path / "i", "b", description="Does b.")
+    instructions = select().server_instructions()
+
+    assert "- b: Does b." in instructions
+    assert "- a: 很很" in instructions
+    assert COUNTER.count(instructions) <= 250
+
+
+def test_the_tables_do_not_depend_on_the_tokenizer(tmp_path: Path) -> None:
+    for number in range(100):
+        write(tmp_path, f"task-{number:04}")
+
+    def rendered(counter: TokenCounter) -> tuple[str, str]:
+        library = InstructionLibrary([InstructionSource(folder=tmp_path, origin="folder", label="i")], counter)
+        source = PromptSource(shipped("prompts") / "system.md")
+        prompts = PromptSelector(source, library, compact=True, reason="default")
+        return prompts.render("compact"), prompts.server_instructions()
+
+    assert rendered(TokenCounter()) == rendered(TokenCounter(exact=False))
