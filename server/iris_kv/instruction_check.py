@@ -120,8 +120,10 @@ def _unversioned(
     if blob and size <= MAX_FILE_BYTES and blob not in now:
         before = check_file(source, checked.name, _git(source.folder, "cat-file", "blob", blob)).fields
         if before is not None and before["version"] == version:
-            still = f"version is still {version}" if version else "there is still no version"
-            problem = f"content changed since HEAD, {still}; raise metadata.version"
+            if version:
+                problem = f"content changed since HEAD, version is still {version}; raise metadata.version"
+            else:
+                problem = "content changed since HEAD, there is still no version; add metadata.version"
             yield LibraryError(file=checked.file, problem=problem)
 
 

@@ -57,8 +57,11 @@ def test_doctor_of_a_workspace_in_use_finds_nothing_wrong(cli: Cli) -> None:
     assert (data["instruction_calls"], data["problems"]) == ({"presentation": 1, "research": 2}, [])
 
 
-def test_doctor_of_a_fresh_workspace_says_what_to_do_and_ends_with_1(cli: Cli) -> None:
-    assert "problem: no cache yet: put something" in cli("doctor", code=1).text
+def test_doctor_of_a_fresh_workspace_says_what_to_do_and_finds_no_problem(cli: Cli) -> None:
+    lines = cli("doctor").text.splitlines()
+
+    assert lines[-2].startswith("note: this workspace has no cache yet: put something")
+    assert lines[-1] == "problems found: none"
     assert list(cli.workspace.iterdir()) == []
 
 
@@ -75,8 +78,8 @@ def test_doctor_names_the_layer_of_each_setting(cli: Cli, monkeypatch: pytest.Mo
     cli.configure("[scopes.task]\nttl_hours = 5\n")
     monkeypatch.setenv("USE_KV_CACHE_PROMPT", "0")
 
-    text = cli("doctor", "--trust-owner", code=1).text
-    data = cli("doctor", "--trust-owner", "--json", code=1).json
+    text = cli("doctor", "--trust-owner").text
+    data = cli("doctor", "--trust-owner", "--json").json
 
     assert data["settings"] == {
         "trust_owner": "argument",
@@ -137,8 +140,8 @@ def test_doctor_shows_the_last_errors_of_servers_for_this_workspace(cli: Cli) ->
     log_errors("none", "found no workspace")
     log_errors("/another", "another's")
 
-    data = cli("doctor", "--json", code=1).json
-    lines = [line for line in cli("doctor", code=1).text.splitlines() if line.startswith("server error")]
+    data = cli("doctor", "--json").json
+    lines = [line for line in cli("doctor").text.splitlines() if line.startswith("server error")]
 
     texts = [f"error {n}" for n in range(12)] + ["found no workspace"]
     assert [error["text"] for error in data["server_errors"]] == texts

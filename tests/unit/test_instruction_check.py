@@ -168,7 +168,7 @@ def test_a_change_without_any_version_is_a_problem(tmp_path: Path) -> None:
 
     path.write_text(text_of("a", body="Other.\n", version=None))
 
-    problem = "content changed since HEAD, there is still no version; raise metadata.version"
+    problem = "content changed since HEAD, there is still no version; add metadata.version"
     assert problems_of(tmp_path) == [(f"{tmp_path.name}/a.md", problem)]
 
 

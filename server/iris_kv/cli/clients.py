@@ -44,8 +44,7 @@ _STDIO: Final = {"type": "stdio"}
 _PLACES: Final[Mapping[Client, _Place]] = {
     Client.claude_code: _Place(".mcp.json in the project, or run the command below", "mcpServers", _STDIO),
     Client.claude_desktop: _Place(
-        "claude_desktop_config.json: ~/Library/Application Support/Claude/ on macOS, %APPDATA%\\Claude\\ on"
-        " Windows, ~/.config/Claude/ on Linux",
+        "claude_desktop_config.json, in ~/Library/Application Support/Claude/ on macOS, ~/.config/Claude/ on Linux",
         "mcpServers",
         for_all=True,
     ),
@@ -68,7 +67,7 @@ def config(
     if remove:
         step = f"take the entry {NAME!r} out of {place.table!r} in {place.file}"
         if client is Client.claude_code:
-            step = f"claude mcp remove {NAME}"
+            step = f"claude mcp remove {NAME}, or {step}"
         show({"client": client.value, "remove": step}, step, as_json=as_json)
         return
     with reported(as_json=as_json):

@@ -37,6 +37,7 @@ async def run_demo(workspace: str | None) -> None:
     if workspace is not None:
         await _session(Path(workspace))
         return
+    _say("The workspace is a temporary folder, which is removed at the end.")
     with tempfile.TemporaryDirectory(prefix="iris-kv-demo-") as folder:
         await _session(Path(folder))
 
@@ -109,7 +110,7 @@ def _rows(
         Row("server instructions", counter.count(instructions)),
         Row("standing cost, tools shown", fixed + shown),
         Row("standing cost, tools deferred", fixed + deferred),
-        Row("one instruction (research)", counter.count(instruction)),
+        Row("one instruction (research), as answered", counter.count(instruction)),
     ]
 
 

@@ -42,6 +42,8 @@ class Diagnosis(Frozen):
     library_errors: tuple[LibraryError, ...]
     server_errors: tuple[ServerError, ...]
     """Of servers for this workspace, and of those that found none; oldest first."""
+    notes: tuple[str, ...]
+    """What is not wrong, and good to know."""
     problems: tuple[str, ...]
     """What is wrong, each with what to do; empty: nothing was found."""
 
@@ -64,6 +66,7 @@ def doctor(
 async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagnosis:
     """Look at everything that can be looked at, whatever is broken."""
     problems: list[str] = []
+    notes: list[str] = []
     location: Location | None = None
     settings = Settings()
     try:
@@ -76,7 +79,7 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
         problems.append(str(error))
     found = Workspace(location, settings, face="cli", create=False)
     try:
-        activity, calls = await _history(found, location, problems)
+        activity, calls = await _history(found, location, notes, problems)
     finally:
         await found.aclose()
     problems += [f"{error.file}: {error.problem}" for error in found.library.errors]
@@ -95,19 +98,20 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
         instruction_calls=calls,
         library_errors=found.library.errors,
         server_errors=tuple(each for each in last_errors(error_log_path()) if each.workspace in (root, "none")),
+        notes=tuple(notes),
         problems=tuple(problems),
     )
 
 
 async def _history(
-    found: Workspace, location: Location | None, problems: list[str]
+    found: Workspace, location: Location | None, notes: list[str], problems: list[str]
 ) -> tuple[tuple[ScopeActivity, ...], dict[str, int]]:
     if location is None:
         return (), {}
     try:
         activity, calls = await found.activity(), await found.instruction_calls()
     except NotFoundError as error:
-        problems.append(f"no cache yet: {error.todo}")
+        notes.append(f"this workspace has no cache yet: {error.todo}")
         return (), {}
     except IrisError as error:
         problems.append(str(error))
@@ -141,6 +145,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if older > 0:
         yield f"server errors: the newest {_NEWEST_ERRORS}; {older} older ones with --json"
     yield from (f"server error: {described(error)}" for error in found.server_errors[-_NEWEST_ERRORS:])
+    yield from (f"note: {text}" for text in found.notes)
     yield from (f"problem: {problem}" for problem in found.problems)
     yield f"problems found: {len(found.problems) or 'none'}"
 

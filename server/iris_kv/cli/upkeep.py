@@ -54,14 +54,14 @@ def stats(workspace: WorkspaceOption = None, trust_owner: TrustOption = False, a
     show(data, "\n".join(lines), as_json=as_json)
 
 
-@upkeep.command()
+@upkeep.command(short_help="Remove expired entries.")
 def prune(
     scope: OptionalScope = None,
     workspace: WorkspaceOption = None,
     trust_owner: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove expired entries now."""
+    """Remove expired entries; those of task and artifacts two minutes after they expired."""
 
     async def work() -> Removed:
         async with opened(workspace, given(trust_owner=trust_owner)) as found, progress("removing expired entries"):

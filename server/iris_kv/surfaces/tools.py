@@ -344,7 +344,7 @@ TOOLS: Final[tuple[Tool, ...]] = (
     Tool(
         name="cache_prune",
         title="Remove expired entries",
-        description="Remove expired entries now, of one scope or all.",
+        description="Remove expired entries of one scope or all; task and artifacts keep them for two more minutes.",
         arguments=args.CachePrune,
         run=_cache_prune,
         destructive=True,
