@@ -21,10 +21,15 @@ class Location(Frozen):
     reason: str
 
 
-def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Path) -> Location:
+def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Path | None = None) -> Location:
     """Return the workspace: the argument, `IRIS_KV_WORKSPACE`, the nearest `.iris` upwards, the nearest VCS root.
 
     The home folder and `/` are taken only where they are named, never found upwards.
+
+    Args:
+        argument: A path, with `~` and relative to the current folder if need be; None: none was given.
+        environment: The variables; an empty one counts as not set.
+        cwd: Where the search upwards starts; None: the current folder.
 
     Raises:
         InvalidArgumentError: The folder named does not exist, or none was named and none is found.
@@ -33,7 +38,8 @@ def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Pa
         return _named("--workspace", argument)
     if environment.get(VARIABLE):
         return _named(VARIABLE, environment[VARIABLE])
-    candidates = [folder for folder in (cwd, *cwd.parents) if not _is_too_wide(folder)]
+    start = cwd or _current_folder()
+    candidates = [folder for folder in (start, *start.parents) if not _is_too_wide(folder)]
     for folder in candidates:
         if os.path.isdir(folder / ".iris"):
             return Location(root=folder, reason="the nearest .iris folder upwards")
@@ -50,14 +56,24 @@ def find_workspace(argument: str | None, environment: Mapping[str, str], cwd: Pa
 
 def _named(name: str, value: str) -> Location:
     # os.path and not Path: a home that is not known, a long name and a closed folder make Path raise.
-    folder = os.path.abspath(os.path.expanduser(value))
+    folder = os.path.expanduser(value)
     if value and os.path.isdir(folder):
-        return Location(root=Path(folder), reason=name)
+        absolute = folder if os.path.isabs(folder) else os.path.join(_current_folder(), folder)
+        return Location(root=Path(os.path.normpath(absolute)), reason=name)
     raise InvalidArgumentError(
         f"{name} is {value!r}, which is not a folder",
         "it is the path of an existing folder, with every variable filled in",
         "create the folder, or mend the path",
     )
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise InvalidArgumentError(
+            "the current folder was deleted", "relative paths start at a folder that exists", "change to one"
+        ) from None
 
 
 def _is_too_wide(folder: Path) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from anyio import to_thread
+
 from iris_kv.errors import ConflictError, IrisError, NotFoundError
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import EntryInfo, Frozen, Limits, Scope, digest_of
@@ -58,7 +60,8 @@ async def seed(
     nothing now.
     """
     outcome: dict[str, list[str]] = {name: [] for name in SeedReport.model_fields}
-    copies = list(_copies(library, prompts, sources))
+    # A large library takes long to render.
+    copies = await to_thread.run_sync(lambda: list(_copies(library, prompts, sources)))
     for copy in copies:
         limit = limits[copy.scope]
         outcome[await _seed_one(store, copy, limit, sources, force=force)].append(f"{copy.scope}/{copy.key}")

@@ -539,7 +539,12 @@ async def test_every_change_is_told_in_order(open_store, put, clock):
         clock.move(1)
         await store.collect()
         await store.clear("task")
-        made = [("task", "a", "create"), ("project", "a", "create"), ("task", "a", "delete"), ("project", "a", "expire")]
+        made = [
+            ("task", "a", "create"),
+            ("project", "a", "create"),
+            ("task", "a", "delete"),
+            ("project", "a", "expire"),
+        ]
         expected = tuple(
             Change(scope=scope, key=key, op=op, origin=store.origin)
             for scope, key, op in [*made, ("task", "", "clear")]

@@ -101,7 +101,9 @@ async def test_no_call_blocks_with_a_store(
         no_blocking.deactivate()
 
 
-async def test_no_call_blocks_without_a_store(era: Era, start: Start, workspace: Path, no_blocking: BlockBuster) -> None:
+async def test_no_call_blocks_without_a_store(
+    era: Era, start: Start, workspace: Path, no_blocking: BlockBuster
+) -> None:
     no_blocking.deactivate()
     lay_out(workspace)
     (workspace / ".iris/kv-cache").write_text("not a folder")

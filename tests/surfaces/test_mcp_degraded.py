@@ -75,7 +75,10 @@ def config(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (config("[scopes"), ("the configuration is broken", ".iris/config.toml is not TOML", "mend or delete the file")),
+        (
+            config("[scopes"),
+            ("the configuration is broken", ".iris/config.toml is not TOML", "mend or delete the file"),
+        ),
         (
             config("[scopes.task]\nqouta_mb = 1"),
             ("the configuration is broken", "unknown setting 'scopes.task.qouta_mb'", "mean 'scopes.task.quota_mb'?"),
@@ -220,7 +223,9 @@ async def test_serving_without_a_workspace_completes_the_handshake(era: Era, ser
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which(NOBODY[0]) is None, reason="needs root and setpriv")
-async def test_a_read_only_workspace_is_told_to_a_user_without_rights(era: Era, serve: Serve, home: Mapping[str, str]) -> None:
+async def test_a_read_only_workspace_is_told_to_a_user_without_rights(
+    era: Era, serve: Serve, home: Mapping[str, str]
+) -> None:
     # Not below pytest's folders, which are closed to other users.
     folder = Path(tempfile.mkdtemp(prefix="iris-kv-read-only-"))
     try:

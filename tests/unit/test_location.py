@@ -195,6 +195,18 @@ def test_the_root_folder_is_never_found_upwards() -> None:
     assert error.value.todo == "name it with --workspace FOLDER, or set IRIS_KV_WORKSPACE in the client's configuration"
 
 
+def test_a_current_folder_that_was_deleted_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, work = folder(tmp_path, "gone"), folder(tmp_path, "work")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    for name in (None, "."):
+        with pytest.raises(InvalidArgumentError, match="the current folder was deleted"):
+            find_workspace(name, {})
+    assert find_workspace(str(work), {}).root == work
+    monkeypatch.chdir(work)
+
+
 def test_without_a_home_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     folder(tmp_path, ".iris")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from iris_kv import intake
-from iris_kv.errors import Code, InvalidArgumentError, IrisError
+from iris_kv.errors import Code, IrisError
 from iris_kv.location import Location, find_workspace
 from iris_kv.model import Scope
 from iris_kv.policy import Action, Principal, check_access
@@ -72,12 +72,7 @@ def allowed(scope: str, action: Action) -> Scope:
 
 def locate(workspace: str | None) -> Location:
     """Return the workspace that a verb works on."""
-    try:
-        return find_workspace(workspace, os.environ, Path.cwd())
-    except FileNotFoundError:
-        raise InvalidArgumentError(
-            "the current folder was deleted", "relative paths start at a folder that exists", "change to one"
-        ) from None
+    return find_workspace(workspace, os.environ)
 
 
 @asynccontextmanager
