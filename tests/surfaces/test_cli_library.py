@@ -71,6 +71,12 @@ def test_a_relative_folder_starts_at_the_current_one_and_not_at_the_workspace(
     assert listed[0]["tag"] == "mine"
 
 
+def test_a_folder_may_start_at_the_home_folder_without_a_shell(cli: Cli) -> None:
+    write_instruction(cli.home / "mine", "mine")
+
+    assert cli("instructions", "list", "--instructions", "~/mine").text.startswith("mine 9.0 from ")
+
+
 # instructions show
 
 

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import anyio
 import typer
-from pydantic import BaseModel
-from pydantic_core import to_jsonable_python
+from pydantic import BaseModel, TypeAdapter
 
 from iris_kv import intake
 from iris_kv.errors import Code, IrisError
@@ -59,7 +58,8 @@ def given(folders: Sequence[Path] | None = None, **options: object) -> dict[str,
     """Return the settings that options name; an option that was not given sets nothing."""
     arguments = {name: value for name, value in options.items() if value is not None and value is not False}
     if folders:
-        arguments["instructions.folders"] = [folder.absolute() for folder in folders]
+        # A client's configuration has no shell that would fill in the ~.
+        arguments["instructions.folders"] = [Path(os.path.abspath(os.path.expanduser(each))) for each in folders]
     return arguments
 
 
@@ -117,7 +117,7 @@ def fail(error: IrisError, *, as_json: bool) -> NoReturn:
 def show(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], text: str, *, as_json: bool) -> None:
     """Print a result as JSON, or as text with one line end after it."""
     if as_json:
-        print(json.dumps(to_jsonable_python(data), ensure_ascii=False, indent=2))
+        print(json.dumps(TypeAdapter(Any).dump_python(data, mode="json"), ensure_ascii=False, indent=2))
     elif text:
         print(text.removesuffix("\n"))
 
