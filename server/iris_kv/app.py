@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import anyio
+from anyio.abc import TaskStatus
 from mcp.server.stdio import stdio_server
 
 from iris_kv.background import Background
@@ -18,7 +18,7 @@ from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
 from iris_kv.guidance import SystemClock
 from iris_kv.location import Location, find_workspace
-from iris_kv.settings import Profile, Settings, load_settings
+from iris_kv.settings import Settings, argument_settings, load_settings
 from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.workspace import Workspace
@@ -39,7 +39,7 @@ def prepare(workspace: str | None, arguments: Mapping[str, object]) -> Start:
     problem: IrisError | None = None
     location: Location | None = None
     try:
-        location = find_workspace(workspace, os.environ, Path.cwd())
+        location = find_workspace(workspace, os.environ)
     except InvalidArgumentError as error:
         problem = UnavailableError(error.wrong, error.allowed, error.todo)
     try:
@@ -51,10 +51,10 @@ def prepare(workspace: str | None, arguments: Mapping[str, object]) -> Start:
 
 
 def _without_files(arguments: Mapping[str, object]) -> Settings:
-    """Return the defaults with what the arguments say of the profile and the prompt, which need no files."""
-    settings = Settings()
-    profile = arguments.get("profile")
-    return Settings(profile=profile) if profile in ("standard", "full") else settings
+    try:
+        return argument_settings(arguments)
+    except IrisError:
+        return Settings()
 
 
 def configure_logging(level: str, workspace: str) -> None:
@@ -65,16 +65,16 @@ def configure_logging(level: str, workspace: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[stderr, kept], force=True)
 
 
-async def serve_stdio(start: Start, profile: Profile | None = None) -> None:
+async def serve_stdio(start: Start) -> None:
     """Serve MCP over stdin and stdout until the client closes them, or SIGTERM or SIGINT comes."""
     workspace = Workspace(start.location, start.settings, face="mcp", problem=start.problem)
-    server = IrisServer(workspace, profile or start.settings.profile)
+    server = IrisServer(workspace, start.settings.profile)
     if start.problem is not None:
         _log.error("serving instructions and prompts only: %s", start.problem)
-    _log.info("workspace=%r reason=%r", *_where(start.location))
     async with anyio.create_task_group() as tasks:
+        await tasks.start(_exit_on_signal, workspace)
+        _log.info("workspace=%r reason=%r", *_where(start.location))
         tasks.start_soon(Background(workspace).run)
-        tasks.start_soon(_exit_on_signal, workspace)
         await _serve_until_closed(server)
         tasks.cancel_scope.cancel()
     await workspace.aclose()
@@ -92,8 +92,9 @@ def _where(location: Location | None) -> tuple[str, str]:
     return ("none", "none found") if location is None else (str(location.root), location.reason)
 
 
-async def _exit_on_signal(workspace: Workspace) -> None:
+async def _exit_on_signal(workspace: Workspace, *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             await workspace.aclose()
             # The thread that reads stdin cannot be cancelled, so a clean return would wait for a line.

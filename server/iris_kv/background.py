@@ -83,7 +83,7 @@ async def open_workspace(
     Raises:
         InvalidArgumentError: There is no such folder, or the configuration is broken.
     """
-    location = find_workspace(None if path is None else str(path), os.environ, Path.cwd())
+    location = find_workspace(None if path is None else str(path), os.environ)
     loaded = load_settings(location.root) if settings is None else settings
     workspace = Workspace(location, loaded, face="library", clock=clock, create=create)
     failure: Exception | None = None

@@ -12,7 +12,7 @@ import difflib
 import os
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
@@ -168,22 +168,35 @@ def load_settings(workspace: Path | None, arguments: Mapping[str, object] | None
         InvalidArgumentError: A file or a variable has an unknown key or a bad value.
         ForbiddenError: The workspace's file sets what only its user may set.
     """
+    settings, origins = _merged(_layers(workspace, arguments or {}))
+    if workspace is not None and origins.get("instructions.folders") == _FROM_WORKSPACE:
+        for folder in settings.instructions.folders:
+            _check_inside(f"the instruction folder {str(folder)!r}", folder, workspace)
+    return settings
+
+
+def argument_settings(arguments: Mapping[str, object]) -> Settings:
+    """Return the defaults under arguments alone, for a server whose files or variables are broken.
+
+    Raises:
+        InvalidArgumentError: An argument is bad.
+    """
+    return _merged([_layer("argument", _tree(arguments))])[0]
+
+
+def _merged(layers: Iterable[_Layer]) -> tuple[Settings, Mapping[str, str]]:
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer in _layers(workspace, arguments or {}):
+    for layer in layers:
         for dotted, value in layer.values.items():
             if dotted not in origins:
                 origins[dotted] = layer.name
                 _plant(merged, dotted, value)
     _complete_scopes(merged)
     try:
-        settings = Settings(**merged, origins=origins)
+        return Settings(**merged, origins=origins), origins
     except ValidationError as error:
         raise _bad_value(error, origins) from None
-    if workspace is not None and origins.get("instructions.folders") == _FROM_WORKSPACE:
-        for folder in settings.instructions.folders:
-            _check_inside(f"the instruction folder {str(folder)!r}", folder, workspace)
-    return settings
 
 
 def shipped(kind: Literal["instructions", "prompts"]) -> Path:

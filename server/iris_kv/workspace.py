@@ -306,7 +306,8 @@ class Workspace(Guidance):
 
     async def get(self, scope: str, key: str) -> Entry:
         """Return an entry with its verified value."""
-        return await (await self.store()).get(intake.check_scope(scope), key)
+        checked = intake.check_scope(scope)
+        return await (await self.store()).get(checked, key)
 
     async def read(
         self, scope: str, key: str, *, offset: int = 0, max_tokens: int | None = None, continue_with: str
@@ -355,7 +356,8 @@ class Workspace(Guidance):
 
     async def latest(self, scope: str, limit: int = 20) -> tuple[EntryInfo, ...]:
         """Return a scope's entries that were written last, newest first."""
-        return await (await self.store()).latest(intake.check_scope(scope), limit)
+        checked = intake.check_scope(scope)
+        return await (await self.store()).latest(checked, limit)
 
     async def stats(self) -> Stats:
         """Return what the workspace holds."""
@@ -393,7 +395,8 @@ class Workspace(Guidance):
 
     async def verify(self, scope: str | None = None) -> Verification:
         """Read and hash every value, of one scope or of all."""
-        return await (await self.store()).verify(None if scope is None else intake.check_scope(scope))
+        checked = None if scope is None else intake.check_scope(scope)
+        return await (await self.store()).verify(checked)
 
     # What happened
 

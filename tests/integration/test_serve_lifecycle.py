@@ -15,6 +15,8 @@ from typing import IO, Any, cast
 
 import pytest
 
+from iris_kv import open_workspace
+
 PATIENCE_S = 30
 INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
 
@@ -122,21 +124,22 @@ def stop_reading(server: Server) -> None:
 
 
 @pytest.mark.parametrize("stop", [end_of_input, terminate, interrupt, stop_reading])
-def test_the_server_ends_cleanly_and_keeps_what_it_acknowledged(start: Start, stop: Callable[[Server], None]) -> None:
+async def test_the_server_ends_cleanly_and_keeps_what_it_acknowledged(
+    start: Start, tmp_path: Path, stop: Callable[[Server], None]
+) -> None:
     with start() as server:
         server.shake_hands()
         assert server.answer(1, "put_artifact", key="k", value="kept").startswith("stored ")
         stop(server)
         code = server.end()
         log = server.log()
-    with start() as server:
-        server.shake_hands()
-        value = server.answer(1, "get_artifact", key="k")
+    async with open_workspace(tmp_path / "work") as workspace:
+        entry = await workspace.get("artifacts", "k")
 
     assert code == 0
     assert "Traceback" not in log
     assert "level=ERROR" not in log
-    assert "\nkept\n" in value
+    assert entry.value == b"kept"
 
 
 def test_the_end_of_input_before_any_request_is_an_end(start: Start) -> None:
@@ -149,7 +152,9 @@ def test_the_end_of_input_before_any_request_is_an_end(start: Start) -> None:
     assert "Traceback" not in log
 
 
-def test_a_client_that_dies_while_it_is_written_to_leaves_a_store_that_is_whole(start: Start) -> None:
+async def test_a_client_that_dies_while_it_is_written_to_leaves_a_store_that_is_whole(
+    start: Start, tmp_path: Path
+) -> None:
     with start() as server:
         server.shake_hands()
         server.answer(1, "put_artifact", key="long", value="word " * 10_000)
@@ -160,16 +165,14 @@ def test_a_client_that_dies_while_it_is_written_to_leaves_a_store_that_is_whole(
         server.stdin.close()
         code = server.end()
         log = server.log()
-    with start() as server:
-        server.shake_hands()
-        server.call(1, "cache_list", scope="artifacts")
-        keys = [entry["key"] for entry in server.receive()["result"]["structuredContent"]["entries"]]
-        values = {key: server.answer(2, "get_artifact", key=key) for key in keys if key != "long"}
+    async with open_workspace(tmp_path / "work") as workspace:
+        found = await workspace.verify("artifacts")
+        page = await workspace.list("artifacts")
 
     assert code == 0
     assert "Traceback" not in log
-    assert "long" in keys
-    assert all(f"\n{'v' * 1_000}\n</stored-" in value for value in values.values())
+    assert (found.damaged, found.usage_matches) == ((), True)
+    assert {"long": 50_000}.items() <= {info.key: info.size for info in page.entries}.items()
 
 
 # What it says

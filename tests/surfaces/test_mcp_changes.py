@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,14 @@ async def listening(ear: Ear, session: Session, era: Era, *uris: str) -> AsyncGe
         tasks.cancel_scope.cancel()
 
 
+async def in_both_eras(folder: Path, scenario: Callable[[Era, Path], Awaitable[None]]) -> None:
+    """Play a scenario in each era, at the same time, as it is all waiting."""
+    async with anyio.create_task_group() as tasks:
+        for era in ("legacy", "auto"):
+            (folder / era).mkdir()
+            tasks.start_soon(scenario, era, folder / era)
+
+
 def write_instruction(workspace: Path, name: str, text: str) -> None:
     folder = workspace / ".iris/instructions"
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,35 +126,36 @@ async def test_capabilities_promise_what_is_sent(era: Era, open_server: Open) ->
     }
 
 
-async def test_a_new_an_overwritten_and_a_deleted_entry_are_told(
-    era: Era, open_server: Open, workspace: Path, clock
-) -> None:
-    ear = Ear()
-    last = "iris-kv://cache/task/last"
-    async with (
-        open_server(era, message_handler=ear.on_message, clock=clock) as session,
-        open_workspace(workspace, settings=FAST, clock=clock) as other,
-        listening(ear, session, era, ARTIFACT, last),
-    ):
-        await other.put(USER, "artifacts", "a/b", b"new")
-        new = await ear.until(ARTIFACT)
-        clock.move(60_000)
-        await other.put(USER, "artifacts", "a/b", b"overwritten")
-        await other.put(USER, "task", "last", b"not listed")
-        overwritten = await ear.until(last)
-        await other.delete(USER, "artifacts", "a/b")
-        deleted = await ear.until(ARTIFACT)
-        await other.put(USER, "artifacts", "a/b", b"again")
-        again = await ear.until(ARTIFACT)
-        clock.move(60_000)
-        await other.clear(USER, "artifacts")
-        cleared = await ear.until(ARTIFACT)
+async def test_a_new_an_overwritten_and_a_deleted_entry_are_told(open_server: Open, workspace: Path, clock) -> None:
+    async def scenario(era: Era, root: Path) -> None:
+        ear = Ear()
+        last = "iris-kv://cache/task/last"
+        async with (
+            open_server(era, root=root, message_handler=ear.on_message, clock=clock) as session,
+            open_workspace(root, settings=FAST, clock=clock) as other,
+            listening(ear, session, era, ARTIFACT, last),
+        ):
+            await other.put(USER, "artifacts", "a/b", b"new")
+            new = await ear.until(ARTIFACT)
+            clock.move(60_000)
+            await other.put(USER, "artifacts", "a/b", b"overwritten")
+            await other.put(USER, "task", "last", b"not listed")
+            overwritten = await ear.until(last)
+            await other.delete(USER, "artifacts", "a/b")
+            deleted = await ear.until(ARTIFACT)
+            await other.put(USER, "artifacts", "a/b", b"again")
+            again = await ear.until(ARTIFACT)
+            clock.move(60_000)
+            await other.clear(USER, "artifacts")
+            cleared = await ear.until(ARTIFACT)
 
-    assert new == {RESOURCES, ARTIFACT}
-    assert overwritten == {ARTIFACT, last}
-    assert deleted == {RESOURCES, ARTIFACT}
-    assert again == {RESOURCES, ARTIFACT}
-    assert cleared == {RESOURCES, ARTIFACT}
+        assert new == {RESOURCES, ARTIFACT}
+        assert overwritten == {ARTIFACT, last}
+        assert deleted == {RESOURCES, ARTIFACT}
+        assert again == {RESOURCES, ARTIFACT}
+        assert cleared == {RESOURCES, ARTIFACT}
+
+    await in_both_eras(workspace, scenario)
 
 
 async def test_a_put_by_the_same_process_is_told(era: Era, open_server: Open) -> None:
@@ -164,11 +173,11 @@ async def test_a_put_by_the_same_process_is_told(era: Era, open_server: Open) ->
     assert by_tool == {"iris-kv://stats"}
 
 
-async def test_a_put_by_another_server_process_is_told(era: Era, serve: Serve) -> None:
+async def test_a_put_by_another_server_process_is_told(era: Era, serve: Serve, open_server: Open) -> None:
     ear = Ear()
     async with (
         serve(era, message_handler=ear.on_message) as here,
-        serve(era) as there,
+        open_server(era) as there,
         listening(ear, here, era, ARTIFACT),
     ):
         await there.call("put_artifact", key="a/b", value="from there")
@@ -180,53 +189,56 @@ async def test_a_put_by_another_server_process_is_told(era: Era, serve: Serve) -
 
 
 async def test_instruction_files_added_edited_broken_and_deleted_are_told_and_served(
-    era: Era, open_server: Open, workspace: Path
+    open_server: Open, workspace: Path
 ) -> None:
-    ear = Ear()
-    async with (
-        open_server(era, message_handler=ear.on_message) as session,
-        listening(ear, session, era, RESEARCH, "iris-kv://prompt/compact", "iris-kv://instructions/extra"),
-    ):
-        write_instruction(workspace, "research", instruction("research", "Mine."))
-        overridden = await ear.until("iris-kv://prompt/compact")
-        text = await session.resource(RESEARCH)
-        answer = await session.call("get_instruction", tag="research")
+    async def scenario(era: Era, root: Path) -> None:
+        ear = Ear()
+        async with (
+            open_server(era, root=root, message_handler=ear.on_message) as session,
+            listening(ear, session, era, RESEARCH, "iris-kv://prompt/compact", "iris-kv://instructions/extra"),
+        ):
+            write_instruction(root, "research", instruction("research", "Mine."))
+            overridden = await ear.until("iris-kv://prompt/compact")
+            text = await session.resource(RESEARCH)
+            answer = await session.call("get_instruction", tag="research")
 
-        write_instruction(workspace, "extra", instruction("extra", description="Does more."))
-        added = await ear.until("iris-kv://instructions/extra")
-        described = (await session.client.list_tools()).tools[0].description
-        discovered = await instructions_of(session) if era == "auto" else "- extra: Does more."
+            write_instruction(root, "extra", instruction("extra", description="Does more."))
+            added = await ear.until("iris-kv://instructions/extra")
+            described = (await session.client.list_tools()).tools[0].description
+            discovered = await instructions_of(session) if era == "auto" else "- extra: Does more."
 
-        write_instruction(workspace, "extra", instruction("extra", "Edited.", description="Does more."))
-        edited = await ear.until("iris-kv://instructions/extra")
-        edited_text = await session.resource("iris-kv://instructions/extra")
+            write_instruction(root, "extra", instruction("extra", "Edited.", description="Does more."))
+            edited = await ear.until("iris-kv://instructions/extra")
+            edited_text = await session.resource("iris-kv://instructions/extra")
 
-        write_instruction(workspace, "extra", "# Without front matter\n")
-        write_instruction(workspace, "research", instruction("research", "Mine again."))
-        await ear.until("iris-kv://prompt/compact")
-        kept = await session.call("get_instruction", tag="extra")
-        listed = await session.call("list_instructions")
-        stats = await session.data("cache_stats")
+            write_instruction(root, "extra", "# Without front matter\n")
+            write_instruction(root, "research", instruction("research", "Mine again."))
+            await ear.until("iris-kv://prompt/compact")
+            kept = await session.call("get_instruction", tag="extra")
+            listed = await session.call("list_instructions")
+            stats = await session.data("cache_stats")
 
-        (workspace / ".iris/instructions/extra.md").unlink()
-        deleted = await ear.until("iris-kv://instructions/extra")
-        gone = await session.refusal("get_instruction", tag="extra")
+            (root / ".iris/instructions/extra.md").unlink()
+            deleted = await ear.until("iris-kv://instructions/extra")
+            gone = await session.refusal("get_instruction", tag="extra")
 
-    every_list = {TOOLS, RESOURCES}
-    assert overridden == {*every_list, RESEARCH, "iris-kv://prompt/compact"}
-    assert text == "Mine.\n"
-    assert " origin=workspace " in answer.splitlines()[0]
-    assert every_list < added
-    assert "extra" in described
-    assert "- extra: Does more." in discovered
-    assert not edited & every_list
-    assert edited_text == "Edited.\n"
-    assert kept.endswith("\n\nEdited.\n")
-    (problem,) = stats["instruction_errors"]
-    assert problem["file"] == ".iris/instructions/extra.md"
-    assert f"error in .iris/instructions/extra.md: {problem['problem']}" in listed.splitlines()
-    assert every_list < deleted
-    assert gone.startswith("not_found: no instruction 'extra'")
+        every_list = {TOOLS, RESOURCES}
+        assert overridden == {*every_list, RESEARCH, "iris-kv://prompt/compact"}
+        assert text == "Mine.\n"
+        assert " origin=workspace " in answer.splitlines()[0]
+        assert every_list < added
+        assert "extra" in described
+        assert "- extra: Does more." in discovered
+        assert not edited & every_list
+        assert edited_text == "Edited.\n"
+        assert kept.endswith("\n\nEdited.\n")
+        (problem,) = stats["instruction_errors"]
+        assert problem["file"] == ".iris/instructions/extra.md"
+        assert f"error in .iris/instructions/extra.md: {problem['problem']}" in listed.splitlines()
+        assert every_list < deleted
+        assert gone.startswith("not_found: no instruction 'extra'")
+
+    await in_both_eras(workspace, scenario)
 
 
 async def test_server_instructions_follow_the_tags_for_clients_that_do_not_listen(

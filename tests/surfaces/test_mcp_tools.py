@@ -14,7 +14,7 @@ from iris_kv.policy import Principal
 from iris_kv.settings import Settings, shipped
 
 if TYPE_CHECKING:
-    from tests.surfaces.conftest import Era, Open, Serve
+    from tests.surfaces.conftest import Era, Open, Serve, Session
 
 STANDARD = [
     "get_instruction",
@@ -51,23 +51,29 @@ def stored(answer: str) -> str:
     return value[1]
 
 
-async def test_a_session_finds_everything_again_after_the_server_was_stopped(era: Era, serve: Serve) -> None:
-    async with serve(era) as first:
-        assert first.client.instructions is not None
-        for instruction in SHIPPED.instructions:
-            assert f"- {instruction.tag}: {instruction.description}" in first.client.instructions
-        assert "Do not start such a task before you have called get_instruction" in first.client.instructions
-        assert [tool.name for tool in (await first.client.list_tools()).tools] == STANDARD
-        prompt = (await first.client.get_prompt("system")).messages[0].content.text
-        assert all(f"- {tag}: " in prompt for tag in SHIPPED.tags)
-        research = SHIPPED.get("research")
-        assert body_of(await first.call("get_instruction", tag="research")) == research.body.decode()
+async def check_guidance(session: Session) -> None:
+    """Check that a fresh session is told what there is and can fetch it."""
+    instructions = session.client.instructions or ""
+    assert "Do not start such a task before you have called get_instruction" in instructions
+    for instruction in SHIPPED.instructions:
+        assert f"- {instruction.tag}: {instruction.description}" in instructions
+    assert [tool.name for tool in (await session.client.list_tools()).tools] == STANDARD
+    prompt = (await session.client.get_prompt("system")).messages[0].content.text
+    assert all(f"- {tag}: " in prompt for tag in SHIPPED.tags)
+    research = SHIPPED.get("research")
+    assert body_of(await session.call("get_instruction", tag="research")) == research.body.decode()
+
+
+async def test_a_session_finds_everything_again_after_the_server_was_stopped(serve: Serve) -> None:
+    async with serve("legacy") as first:
+        await check_guidance(first)
         assert (await first.call("get_project_summary")).startswith("no project summary is stored yet")
         artifact = await first.call("put_artifact", key="sources/énergie", value="three sources", kind="notes")
         assert short_digest(digest_of(b"three sources")) in artifact
         await first.call("put_project_summary", summary="# Facts\n\nUse Python.")
 
-    async with serve(era) as second:
+    async with serve("auto") as second:
+        await check_guidance(second)
         assert stored(await second.call("get_artifact", key="sources/énergie")) == "three sources"
         assert stored(await second.call("get_project_summary")) == "# Facts\n\nUse Python."
         assert '"sources/énergie" 13 bytes text/plain kind="notes"' in await second.call("get_artifact")
