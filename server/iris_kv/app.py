@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 from anyio.abc import TaskStatus
@@ -22,6 +23,9 @@ from iris_kv.settings import Settings, argument_settings, load_settings
 from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.workspace import Workspace
+
+_CLOSING_S: Final = 1.5
+"""Clients kill a server that lives on for two seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,31 +75,52 @@ async def serve_stdio(start: Start) -> None:
     server = IrisServer(workspace, start.settings.profile)
     if start.problem is not None:
         _log.error("serving instructions and prompts only: %s", start.problem)
+    background = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
-        await tasks.start(_exit_on_signal, workspace)
+        await tasks.start(_exit_on_signal, workspace, background)
         _log.info("workspace=%r reason=%r", *_where(start.location))
-        tasks.start_soon(Background(workspace).run)
+        tasks.start_soon(_run, background, Background(workspace))
         await _serve_until_closed(server)
         tasks.cancel_scope.cancel()
     await workspace.aclose()
 
 
+async def _run(scope: anyio.CancelScope, background: Background) -> None:
+    with scope:
+        await background.run()
+
+
 async def _serve_until_closed(server: IrisServer) -> None:
     try:
         async with stdio_server() as (reading, writing):
-            await server.run(AnsweredLines(reading, writing), writing, server.create_initialization_options())
+            lines = AnsweredLines(reading, writing, _end_soon)
+            await server.run(lines, writing, server.create_initialization_options())
     except* BrokenPipeError:
         _log.info("the client closed its end before it had read every answer")
+
+
+def _end_soon() -> None:
+    """End in time even where closing the store waits for a lock that another process holds.
+
+    What was acknowledged is safe; what may be lost is when entries were read last.
+    """
+    timer = threading.Timer(_CLOSING_S, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def _where(location: Location | None) -> tuple[str, str]:
     return ("none", "none found") if location is None else (str(location.root), location.reason)
 
 
-async def _exit_on_signal(workspace: Workspace, *, task_status: TaskStatus[None]) -> None:
+async def _exit_on_signal(
+    workspace: Workspace, background: anyio.CancelScope, *, task_status: TaskStatus[None]
+) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:
+            _end_soon()
+            background.cancel()
             await workspace.aclose()
             # The thread that reads stdin cannot be cancelled, so a clean return would wait for a line.
             os._exit(0)

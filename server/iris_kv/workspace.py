@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 
 from iris_kv import intake, reading
-from iris_kv.errors import IrisError, NotFoundError, UnavailableError
+from iris_kv.errors import BusyError, IrisError, NotFoundError, UnavailableError
 from iris_kv.guidance import Guidance
 from iris_kv.instructions import Instruction, LibraryError, section
 from iris_kv.location import Location
@@ -41,6 +41,7 @@ from iris_kv.tokens import TokenCounter
 SUMMARY_KEY: Final = "summary"
 
 _INLINE_BYTES: Final = 32_768
+_BRIEFLY_S: Final = 1.0
 _NEAREST: Final = 5
 _KEYS_COMPARED: Final = 2_000
 _RECENT_DAYS: Final = 7
@@ -111,6 +112,8 @@ class Workspace(Guidance):
         self._problem = problem
         self._store: FileStore | None = None
         self._opening = anyio.Lock()
+        self._attempts = 0
+        self._unopened: IrisError | None = None
         self._noted: dict[str, int] = {}
         self._work = anyio.Event()
         self._seed_wanted = True
@@ -122,10 +125,26 @@ class Workspace(Guidance):
             IrisError: Why it cannot be opened.
         """
         if self._store is None:
+            attempts = self._attempts
             async with self._opening:
+                if self._store is None and self._unopened is not None and self._attempts > attempts:
+                    # Where each opening waits for a lock, those who waited for one do not wait for another.
+                    raise self._unopened
                 if self._store is None:
-                    self._store = await self._opened()
+                    self._store = await self._tried()
         return self._store
+
+    async def _tried(self) -> FileStore:
+        try:
+            store = await self._opened()
+        except IrisError as error:
+            self._unopened = error
+            raise
+        else:
+            self._unopened = None
+            return store
+        finally:
+            self._attempts += 1
 
     async def _opened(self) -> FileStore:
         if self._problem is not None:
@@ -217,11 +236,18 @@ class Workspace(Guidance):
         return prompt
 
     async def _degradation(self, scope: Scope, key: str, digest: str) -> str | None:
-        try:
-            store = await self.store()
-        except IrisError as error:
-            return error.code
-        return await degradation(store, scope, key, digest)
+        """Return why the store cannot answer; None: it can. No answer waits long for another process's lock."""
+        if self._store is None and isinstance(self._unopened, BusyError):
+            # The next opening waits as long again, so it is left to the background and to the store's tools.
+            self._work.set()
+            return self._unopened.code
+        store: FileStore | None = None
+        with anyio.move_on_after(_BRIEFLY_S):
+            try:
+                store = await self.store()
+            except IrisError as error:
+                return error.code
+        return "busy" if store is None else await degradation(store, scope, key, digest)
 
     async def seed(self, *, force: bool = False) -> SeedReport:
         """Write the library and the prompts into the store; `force` overwrites other sources' too."""

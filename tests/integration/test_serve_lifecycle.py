@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -11,11 +12,14 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest
 
 from iris_kv import open_workspace
+
+if TYPE_CHECKING:
+    from tests.conftest import OpenFileStore
 
 PATIENCE_S = 30
 INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
@@ -173,6 +177,33 @@ async def test_a_client_that_dies_while_it_is_written_to_leaves_a_store_that_is_
     assert "Traceback" not in log
     assert (found.damaged, found.usage_matches) == ((), True)
     assert {"long": 50_000}.items() <= {info.key: info.size for info in page.entries}.items()
+
+
+async def test_a_lock_that_a_hung_process_holds_keeps_back_neither_instructions_nor_the_end(
+    start: Start, tmp_path: Path, open_file_store: OpenFileStore
+) -> None:
+    async with open_file_store(tmp_path / "work"):
+        pass
+    store = tmp_path / "work/.iris/kv-cache/.store"
+    (store / "index.db").unlink()
+    lock = os.open(store / "lock", os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with start() as server:
+            server.shake_hands()
+            server.call("put", "put_artifact", key="k", value="v")
+            instruction = server.answer("get", "get_instruction", tag="research")
+            server.stdin.close()
+            code = server.process.wait(8)
+            log = server.log()
+    finally:
+        os.close(lock)
+
+    header, body = instruction.split("\n\n", 1)
+    assert " degraded=busy " in header
+    assert body.startswith("# Research\n")
+    assert code == 0
+    assert "Traceback" not in log
 
 
 # What it says

@@ -126,18 +126,17 @@ async def test_capabilities_promise_what_is_sent(era: Era, open_server: Open) ->
     }
 
 
-async def test_a_new_an_overwritten_and_a_deleted_entry_are_told(open_server: Open, workspace: Path, clock) -> None:
+async def test_a_new_an_overwritten_and_a_deleted_entry_are_told(open_server: Open, workspace: Path) -> None:
     async def scenario(era: Era, root: Path) -> None:
         ear = Ear()
         last = "iris-kv://cache/task/last"
         async with (
-            open_server(era, root=root, message_handler=ear.on_message, clock=clock) as session,
-            open_workspace(root, settings=FAST, clock=clock) as other,
+            open_server(era, root=root, message_handler=ear.on_message) as session,
+            open_workspace(root, settings=FAST) as other,
             listening(ear, session, era, ARTIFACT, last),
         ):
             await other.put(USER, "artifacts", "a/b", b"new")
             new = await ear.until(ARTIFACT)
-            clock.move(60_000)
             await other.put(USER, "artifacts", "a/b", b"overwritten")
             await other.put(USER, "task", "last", b"not listed")
             overwritten = await ear.until(last)
@@ -145,7 +144,6 @@ async def test_a_new_an_overwritten_and_a_deleted_entry_are_told(open_server: Op
             deleted = await ear.until(ARTIFACT)
             await other.put(USER, "artifacts", "a/b", b"again")
             again = await ear.until(ARTIFACT)
-            clock.move(60_000)
             await other.clear(USER, "artifacts")
             cleared = await ear.until(ARTIFACT)
 

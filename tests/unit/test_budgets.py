@@ -211,6 +211,7 @@ async def test_answers_with_keys_of_512_bytes_stay_within_their_budget(
     stem = char * ((512 - 4) // len(char.encode()))
     label = {"kind": char * (4_000 // len(char.encode()))}
     async with connect(counter=counter) as (client, workspace):
+        await workspace.put(USER, "project", "summary", b"fact " * 20_000)
         for n in range(60):
             await workspace.put(USER, "artifacts", f"{stem}{n:04}", b"value", metadata=label)
             await workspace.put(USER, "task", f"{stem}{n:04}", b"state " * 2_000, metadata=label)

@@ -7,6 +7,7 @@ writes without complaint. The client that sent a request in it would wait for go
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Protocol, Self, cast
@@ -42,10 +43,11 @@ class Outgoing(Protocol):
 class AnsweredLines:
     """A stream of what comes from the client, where a request that does not parse is refused at once."""
 
-    def __init__(self, incoming: Incoming, outgoing: Outgoing) -> None:
-        """Read from `incoming`, which this closes, and refuse through `outgoing`."""
+    def __init__(self, incoming: Incoming, outgoing: Outgoing, on_end: Callable[[], None]) -> None:
+        """Read from `incoming`, which this closes, refuse through `outgoing`, and tell `on_end` when nothing is left."""
         self._incoming = incoming
         self._outgoing = outgoing
+        self._on_end = on_end
 
     async def receive(self) -> SessionMessage | Exception:
         """Return the next message or error."""
@@ -70,6 +72,7 @@ class AnsweredLines:
         try:
             return await self.receive()
         except anyio.EndOfStream:
+            self._on_end()
             raise StopAsyncIteration from None
 
     async def __aenter__(self) -> Self:
