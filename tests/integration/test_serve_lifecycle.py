@@ -251,16 +251,16 @@ def test_stdout_carries_messages_only_whatever_the_client_sends(start: Start) ->
     assert (rest, code) == (b"", 0)
 
 
-def test_an_argument_of_twenty_megabytes_is_kept_and_one_of_sixty_refused(start: Start) -> None:
+def test_an_argument_of_ten_megabytes_is_kept_and_one_over_the_limit_refused(start: Start) -> None:
     with start() as server:
         server.shake_hands()
-        kept = server.answer(1, "put_artifact", key="large", value="ä" * 10_000_000)
-        refused = server.answer(2, "put_artifact", key="larger", value="x" * 60_000_000)
+        kept = server.answer(1, "put_artifact", key="large", value="ä" * 5_000_000)
+        refused = server.answer(2, "put_artifact", key="larger", value="x" * 51_000_000)
         deep = server.answer(3, "put_artifact", key="deep", value=json.dumps("[" * 50_000))
         read = server.answer(4, "get_artifact", key="large")
 
-    assert kept.startswith('stored "large" 20000000 bytes text/plain ')
-    assert refused.startswith("too_large: the value has 60000000 bytes or more; one value of this scope has at most")
+    assert kept.startswith('stored "large" 10000000 bytes text/plain ')
+    assert refused.startswith("too_large: the value has 51000000 bytes or more; one value of this scope has at most")
     assert deep.startswith('stored "deep" 50002 bytes text/plain ')
     assert " bytes=0-" in read.splitlines()[0]
 

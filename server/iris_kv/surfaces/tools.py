@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final
 
@@ -67,14 +68,23 @@ class Tool:
     always_loaded: bool = False
     output: type[Frozen] | None = None
 
+    @cached_property
+    def _input_schema(self) -> dict[str, Any]:
+        # Making the schemas of all tools takes 20 ms.
+        return args.lean_schema(self.arguments)
+
+    @cached_property
+    def _output_schema(self) -> dict[str, Any] | None:
+        return None if self.output is None else args.lean_schema(self.output, keep_closed=True)
+
     def described(self, tags: Sequence[str]) -> ToolDescription:
         """Return what `tools/list` says of the tool."""
         return ToolDescription(
             name=self.name,
             title=self.title,
             description=self.description.replace("{tags}", _tag_list(tags)),
-            input_schema=args.lean_schema(self.arguments),
-            output_schema=None if self.output is None else args.lean_schema(self.output, keep_closed=True),
+            input_schema=self._input_schema,
+            output_schema=self._output_schema,
             annotations=ToolAnnotations(
                 title=self.title,
                 read_only_hint=self.read_only,
