@@ -18,7 +18,7 @@ from anyio import to_thread
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, NotFoundError
 from iris_kv.model import SCOPES, Scope
 from iris_kv.reading import is_text
-from iris_kv.settings import HOUR_MS
+from iris_kv.settings import HOUR_MS, MAX_TTL_HOURS
 from iris_kv.store.names import content_type_of
 
 JSON: Final = "application/json"
@@ -26,7 +26,6 @@ MARKDOWN: Final = "text/markdown"
 PLAIN: Final = "text/plain"
 BINARY: Final = "application/octet-stream"
 
-_MAX_TTL_HOURS: Final = 100 * 365 * 24
 _METADATA_BYTES: Final = 4_096
 _CHUNK: Final = 1 << 20
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{16,64}")
@@ -69,10 +68,10 @@ def ttl_ms(ttl_hours: float | None) -> int | None:
     """
     if ttl_hours is None:
         return None
-    if not math.isfinite(ttl_hours) or not 0 < ttl_hours <= _MAX_TTL_HOURS:
+    if not math.isfinite(ttl_hours) or not 0 < ttl_hours <= MAX_TTL_HOURS:
         raise InvalidArgumentError(
             f"ttl_hours is {ttl_hours:g}",
-            f"it is above 0 and at most {_MAX_TTL_HOURS}; fractions are allowed",
+            f"it is above 0 and at most {MAX_TTL_HOURS}; fractions are allowed",
             "leave it out for the scope's default",
         )
     return max(1, int(ttl_hours * HOUR_MS))
@@ -123,7 +122,7 @@ def typed(value: bytes, content_type: str | None) -> str:
         raise InvalidArgumentError(
             f"content_type is {content_type!r}", "it is a media type such as text/markdown", "mend it or leave it out"
         )
-    if _is_json(declared) and (problem := _json_problem(value)) is not None:
+    if is_json(declared) and (problem := _json_problem(value)) is not None:
         raise InvalidArgumentError(
             f"the value is declared {declared} and does not parse: {problem}",
             "what is declared JSON must be JSON, so that its readers can trust it",
@@ -165,10 +164,6 @@ class WorkspaceFile:
 
 def is_json(content_type: str) -> bool:
     """Tell whether a content type is JSON."""
-    return _is_json(content_type)
-
-
-def _is_json(content_type: str) -> bool:
     bare = content_type.split(";", 1)[0].strip()
     return bare == JSON or bare.endswith("+json")
 
