@@ -5,7 +5,6 @@ The front matter is that of https://agentskills.io/specification; the body is se
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import stat
@@ -20,6 +19,7 @@ from typing import Final, Literal, cast
 import yaml
 
 from iris_kv.errors import InvalidArgumentError
+from iris_kv.markdown import NEWLINE, blocks
 from iris_kv.model import Frozen
 
 Origin = Literal["shipped", "folder", "workspace"]
@@ -29,8 +29,6 @@ Stamp = tuple[int, int, int]
 MAX_FILE_BYTES: Final = 1_000_000
 MAX_BODY_TOKENS: Final = 3_500
 MAX_BODY_LINES: Final = 500
-NEWLINE: Final = re.compile(rb"\r\n?|\n")
-"""What ends a line for markdown-it, and nothing else does."""
 
 _MAX_FRONT_BYTES: Final = 16 * 1024
 _MAX_FRONT_DEPTH: Final = 20
@@ -41,7 +39,7 @@ _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)^---(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _UNSEEN: Final = re.compile("[\x00\u202a-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]")
-_UNSEEN_RULE: Final = "NUL, tag characters and bidi overrides hide text from a person's eyes"
+UNSEEN_RULE: Final = "NUL, tag characters and bidi overrides hide text from a person's eyes"
 _YAML: Final = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _compose = cast("Callable[[str, type], yaml.Node | None]", yaml.compose)
 _events = cast("Callable[[str, type], Iterator[yaml.Event]]", yaml.parse)
@@ -52,6 +50,11 @@ _RULES: Final[Mapping[str, tuple[str, str]]] = {
     "metadata": (r"", "it is a mapping of strings"),
     "metadata.version": (r".{0,64}", "it is a string of at most 64 characters"),
     "metadata.essentials": (r".{0,1024}", "it is a string of at most 1,024 characters"),
+    "metadata.order": (
+        r"[0-9]{0,9}",
+        "it is a string of digits: where the instruction stands among those of its origin",
+    ),
+    "metadata.references": (r".{0,4096}", "it is the tags that the text refers to, joined by commas"),
 }
 
 
@@ -99,7 +102,7 @@ class CheckedFile:
     raw: bytes = b""
     body: bytes = b""
     fields: Mapping[str, str] | None = None
-    """`tag`, `name`, `description`, `essentials` and `version`, each on one line; None if there are problems."""
+    """`tag`, `name`, `description`, `essentials`, `version`, `order` and `references`; None if there are problems."""
     problems: tuple[LibraryError, ...] = ()
     stamp: Stamp | None = None
     """None: the file may change without a change of its stamp."""
@@ -155,17 +158,7 @@ def same_tag(tag: str, file: str, first: str) -> LibraryError:
 
 def find_sections(body: bytes) -> Iterator[Section]:
     """Yield the sections of a Markdown text in order: 2 ms for 8 KB, some seconds for 1 MB."""
-    # Imported at the first use: it takes 70 ms, and a server starts without it.
-    from markdown_it import MarkdownIt  # noqa: PLC0415
-
-    starts = [0, *(match.end() for match in NEWLINE.finditer(body))]
-    # A parser for each call: it fills its rule tables at the first use without a lock, and a new one takes 0.15 ms.
-    tokens = MarkdownIt("commonmark").disable("inline").parse(body.decode())
-    heads = [
-        (" ".join(inline.content.split()), int(head.tag[1:]), starts[head.map[0]])
-        for head, inline in itertools.pairwise(tokens)
-        if head.type == "heading_open" and head.level == 0 and head.map is not None
-    ]
+    heads = [(block.title, block.level, block.start) for block in blocks(body) if block.kind == "heading"]
     nearest = [len(body)] * 7
     ends: list[int] = []
     for _, level, start in reversed(heads):
@@ -180,6 +173,12 @@ def slug_of(title: str) -> str:
     text = re.sub("['\u2019]", "", re.sub(r"\]\([^)\s]*\)", "]", title)).lower()
     kept = (one if one.isalnum() or unicodedata.category(one).startswith("M") else " " for one in text)
     return "-".join("".join(kept).split()) or "section"
+
+
+def hidden_character(text: str) -> str | None:
+    """Return what hides text from a person's eyes, such as `line 3 has U+202E`; None: nothing does."""
+    found = None if text.isascii() and "\0" not in text else _UNSEEN.search(text)
+    return found and f"line {text.count(chr(10), 0, found.start()) + 1:,} has U+{ord(found[0]):04X}"
 
 
 def over_limits(body: bytes, tokens: int) -> Iterator[str]:
@@ -320,7 +319,7 @@ def _wrong(name: str, node: yaml.Node | None, pattern: str) -> tuple[str, str]:
         return f"is a YAML {kind}", f'put it in quotes: {key}: "{node.value[:_MAX_SHOWN_CHARS]}"'
     value = " ".join(node.value.split())
     if _UNSEEN.search(value) or re.search(r"[\x00-\x1f\x7f-\x9f]", value):
-        return "has an escaped unseen character", f"take it out; {_UNSEEN_RULE}"
+        return "has an escaped unseen character", f"take it out; {UNSEEN_RULE}"
     right = re.fullmatch(pattern, value) is not None
     slug = re.sub(r"[^a-z0-9]+", "-", value.casefold())[:64].strip("-")
     fix = f"write name: {slug}" if name == "name" and slug else mend
@@ -336,15 +335,15 @@ def _fields(nodes: Mapping[str, yaml.Node]) -> dict[str, str]:
         "description": texts["description"],
         "essentials": texts.get("metadata.essentials", ""),
         "version": texts.get("metadata.version", texts.get("version", "")),
+        "order": texts.get("metadata.order", ""),
+        "references": texts.get("metadata.references", ""),
     }
 
 
 def _text_problems(raw: bytes, body: bytes, file: str) -> Iterator[InvalidArgumentError]:
-    text = raw.decode()
-    unseen = None if raw.isascii() and b"\0" not in raw else _UNSEEN.search(text)
-    if unseen is not None:
-        line = text.count("\n", 0, unseen.start()) + 1
-        yield _problem(file, f"line {line:,} has U+{ord(unseen[0]):04X}", _UNSEEN_RULE, "take it out")
+    hidden = hidden_character(raw.decode())
+    if hidden is not None:
+        yield _problem(file, hidden, UNSEEN_RULE, "take it out")
     if not body.strip():
         yield _problem(file, "has an empty body", "instructions follow the front matter", "write them")
 

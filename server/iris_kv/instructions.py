@@ -18,7 +18,6 @@ from iris_kv.instruction_file import (
     MAX_BODY_LINES,
     MAX_BODY_TOKENS,
     MAX_FILE_BYTES,
-    NEWLINE,
     CheckedFile,
     InstructionSource,
     LibraryError,
@@ -33,6 +32,7 @@ from iris_kv.instruction_file import (
     scan_source,
     slug_of,
 )
+from iris_kv.markdown import NEWLINE
 from iris_kv.model import digest_of
 from iris_kv.tokens import TokenCounter
 
@@ -69,6 +69,10 @@ class Instruction:
     """One line: the rules that hold even if the body was not read; `""` if the file gives none."""
     version: str
     """`""` if the file gives none."""
+    order: str
+    """Digits: where it stands among those of its origin; `""`, behind these, if the file gives none."""
+    references: str
+    """The tags that its text refers to, joined by `, `; `""` if the file gives none."""
     digest: str
     """`sha256:` and 64 hex digits of the whole file, its front matter included."""
     origin: Origin
@@ -157,7 +161,7 @@ class InstructionLibrary:
 
     @property
     def instructions(self) -> tuple[Instruction, ...]:
-        """What is served: the workspace's, the folders', the shipped ones, each by tag."""
+        """What is served: the workspace's, the folders', the shipped ones, each in their own order, else by tag."""
         return self._state.instructions
 
     @property
@@ -267,9 +271,13 @@ def _merged(sources: Sequence[InstructionSource], folders: tuple[_Folder, ...], 
         if source.origin == "shipped":
             shipped |= {tag: instruction.version for tag, instruction in instructions.items()}
     before = {instruction.tag: instruction for instruction in old.instructions}
-    ordered = sorted(served.values(), key=lambda instruction: (_ORDER.index(instruction.origin), instruction.tag))
+    ordered = sorted(served.values(), key=_place)
     final = tuple(_overriding(each, shipped.get(each.tag), before.get(each.tag)) for each in ordered)
     return _State(folders, final, _names(final), tuple(error for _, errors in layers for error in errors))
+
+
+def _place(found: Instruction) -> tuple[int, float, str]:
+    return _ORDER.index(found.origin), float(found.order or "inf"), found.tag
 
 
 def _kept(folder: _Folder) -> tuple[dict[str, Instruction], list[LibraryError]]:

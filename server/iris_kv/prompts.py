@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, cast
 
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import Instruction, InstructionLibrary
@@ -21,6 +22,7 @@ from iris_kv.tokens import estimate
 Variant = Literal["compact", "full"]
 VARIANTS: Final[tuple[Variant, ...]] = ("compact", "full")
 MARKER: Final = b"<!-- iris:instructions -->"
+"""Where the trigger table or the bodies go; with `max_tokens=900` before the end, the table may take as many."""
 
 TABLE_TOKENS: Final = 300
 """The trigger table in the compact prompt: the four shipped instructions take 228 by the estimate."""
@@ -28,6 +30,7 @@ SERVER_TOKENS: Final = 232
 """By the estimate, which lines of tags exceed by up to a thirteenth: 250 by the real tokenizer."""
 SERVER_CHARS: Final = 2_048
 
+_MARKER_LINE: Final = re.compile(rb"[ \t]*<!-- iris:instructions(?: max_tokens=(\d{1,5}))? -->(?=\s*\Z)")
 _SHORT_CHARS: Final = 80
 _MAX_SOURCE_BYTES: Final = 5_000_000
 _RULE: Final = (
@@ -64,24 +67,27 @@ class PromptSource:
         """Read the file.
 
         Raises:
-            InvalidArgumentError: It cannot be read, or has not exactly one marker line.
+            InvalidArgumentError: It cannot be read, or has no marker line.
         """
         self._path = path
         self._seen: tuple[int, int] | None = None
         self.error: str | None = None
         self.before = b""
+        """What stands before the last marker line; those before it are text like any other."""
         self.after = b""
+        self.table_tokens = TABLE_TOKENS
+        """What the trigger table may take, by the estimate."""
         self._read()
 
     def refresh(self) -> bool:
         """Read the file again if it changed; tell whether the prompt changed."""
-        held = self.before, self.after
+        held = self.before, self.after, self.table_tokens
         try:
             self._read()
             self.error = None
         except InvalidArgumentError as error:
             self.error = str(error)
-        return held != (self.before, self.after)
+        return held != (self.before, self.after, self.table_tokens)
 
     def _read(self) -> None:
         try:
@@ -92,26 +98,28 @@ class PromptSource:
             raw = self._path.read_bytes() if found.st_size <= _MAX_SOURCE_BYTES else b""
         except OSError as error:
             raise self._bad(f"cannot be read ({error.strerror})") from None
-        self.before, self.after = self._split(raw)
+        self._take(raw)
         self._seen = seen
 
-    def _split(self, raw: bytes) -> tuple[bytes, bytes]:
+    def _take(self, raw: bytes) -> None:
         lines = raw.splitlines(keepends=True)
-        places = [number for number, line in enumerate(lines) if line.strip(b" \t\r\n") == MARKER]
-        if len(places) != 1:
-            raise self._bad(f"has {len(places)} marker lines")
+        places = [number for number, line in enumerate(lines) if _MARKER_LINE.match(line)]
+        if not places:
+            raise self._bad("has no marker line")
         try:
             raw.decode()
         except UnicodeDecodeError:
             raise self._bad("is not UTF-8") from None
-        before, line = b"".join(lines[: places[0]]), lines[places[0]]
-        ending = line[line.index(MARKER) + len(MARKER) :]
-        return before, ending + b"".join(lines[places[0] + 1 :])
+        line = lines[places[-1]]
+        marker = cast("re.Match[bytes]", _MARKER_LINE.match(line))
+        self.before = b"".join(lines[: places[-1]])
+        self.after = line[marker.end() :] + b"".join(lines[places[-1] + 1 :])
+        self.table_tokens = TABLE_TOKENS if marker[1] is None else int(marker[1])
 
     def _bad(self, problem: str) -> InvalidArgumentError:
         return InvalidArgumentError(
             f"the prompt source {self._path.name!r} {problem}",
-            f"it is UTF-8 of at most {_MAX_SOURCE_BYTES} bytes with one line {MARKER.decode()!r}",
+            f"it is UTF-8 of at most {_MAX_SOURCE_BYTES} bytes with a line {MARKER.decode()!r}",
             "mend the file",
         )
 
@@ -176,18 +184,19 @@ class PromptSelector:
     def render(self, variant: Variant) -> str:
         """Return the text of a variant."""
         instructions = self._library.instructions
-        middle = self._table(instructions) if variant == "compact" else _bodies(instructions)
+        table_tokens = self._source.table_tokens
+        middle = trigger_table(instructions, table_tokens) if variant == "compact" else _bodies(instructions)
         return (self._source.before + middle.encode() + self._source.after).decode()
-
-    def _table(self, instructions: Sequence[Instruction]) -> str:
-        lines = trigger_lines(instructions, TABLE_TOKENS, essentials=True)
-        return "## Instructions\n\n" + _RULE + "\n\n" + "\n".join(lines)
 
     def server_instructions(self) -> str:
         """Return what a client shows the model in `initialize` and `server/discover`."""
-        rest = estimate(_SERVER_RULE + _SERVER_CACHE)
-        lines = trigger_lines(self._library.instructions, SERVER_TOKENS - rest, essentials=False)
-        return _within_chars(lines)
+        return server_instructions(self._library.instructions)
+
+
+def server_instructions(instructions: Sequence[Listed]) -> str:
+    """Return the rule and the trigger table within the budget of server instructions."""
+    rest = estimate(_SERVER_RULE + _SERVER_CACHE)
+    return _within_chars(trigger_lines(instructions, SERVER_TOKENS - rest, essentials=False))
 
 
 def check_variant(variant: str) -> Variant:
@@ -202,7 +211,32 @@ def check_variant(variant: str) -> Variant:
     raise InvalidArgumentError(f"unknown prompt variant {variant!r}", "compact or full", "take one of the two")
 
 
-def trigger_lines(instructions: Sequence[Instruction], max_tokens: int, *, essentials: bool) -> list[str]:
+class Listed(Protocol):
+    """What the trigger table says of an instruction."""
+
+    @property
+    def tag(self) -> str:
+        """See `Instruction`."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """See `Instruction`."""
+        ...
+
+    @property
+    def essentials(self) -> str:
+        """See `Instruction`."""
+        ...
+
+
+def trigger_table(instructions: Sequence[Listed], max_tokens: int = TABLE_TOKENS) -> str:
+    """Return what stands in the compact prompt in place of the marker; `""` without instructions."""
+    lines = trigger_lines(instructions, max_tokens, essentials=True)
+    return "## Instructions\n\n" + _RULE + "\n\n" + "\n".join(lines) if lines else ""
+
+
+def trigger_lines(instructions: Sequence[Listed], max_tokens: int, *, essentials: bool) -> list[str]:
     """Return the trigger table, cut to what fits by an estimate that is the same in every process.
 
     Each line has a tag and when to use it, with `essentials` also its two rules where there is room
@@ -236,12 +270,12 @@ def _fitting(lines: Sequence[str], max_tokens: int) -> list[str]:
     return [*kept, _MORE]
 
 
-def _full_line(instruction: Instruction) -> str:
+def _full_line(instruction: Listed) -> str:
     always = f" Always: {one_line(instruction.essentials)}" if instruction.essentials else ""
     return _line(instruction) + always
 
 
-def _line(instruction: Instruction, most_chars: int = 300) -> str:
+def _line(instruction: Listed, most_chars: int = 300) -> str:
     return f"- {instruction.tag}: {one_line(instruction.description, most_chars)}"
 
 
@@ -252,6 +286,8 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def _bodies(instructions: Sequence[Instruction]) -> str:
+    if not instructions:
+        return ""
     parts = [instruction.body.decode().strip("\n") for instruction in instructions]
     return "## Instructions\n\nFollow the part that fits the task.\n\n" + "\n\n".join(parts)
 

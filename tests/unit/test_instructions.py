@@ -71,6 +71,14 @@ def problems_of(folder: Path) -> list[str]:
 # What a file says
 
 
+def test_files_with_an_order_come_first_in_that_order(tmp_path: Path) -> None:
+    for name, order in (("a", ""), ("b", "10"), ("c", "9"), ("d", "")):
+        metadata = f'metadata:\n  order: "{order}"\n' if order else ""
+        write(tmp_path, f"{name}.md", f"---\nname: {name}\ndescription: It.\n{metadata}---\n# X\n".encode())
+
+    assert library_of(tmp_path).tags == ("c", "b", "a", "d")
+
+
 def test_a_file_is_served_with_all_that_its_front_matter_says(tmp_path: Path) -> None:
     raw = (
         b"---\nname: web-development\ndescription: >\n  Builds pages.\n  Use for pages.\nlicense: MIT\n"
@@ -86,6 +94,8 @@ def test_a_file_is_served_with_all_that_its_front_matter_says(tmp_path: Path) ->
         description="Builds pages. Use for pages.",
         essentials="Test it.",
         version="1.2.0",
+        order="",
+        references="",
         digest=digest_of(raw),
         origin="folder",
         source=tmp_path.name,

@@ -76,19 +76,40 @@ def test_an_unknown_variant_is_refused(select: Select) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "problem"),
-    [
-        ("# No marker\n", "has 0 marker lines"),
-        (f"{MARKER}\n{MARKER}\n", "has 2 marker lines"),
-        (f"text {MARKER}\n", "has 0 marker lines"),
-    ],
+    "source", ["# No marker\n", f"text {MARKER}\n", "<!-- iris:instructions max_tokens=many -->\n"]
 )
-def test_a_source_has_exactly_one_marker_line(select: Select, source: str, problem: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=f"the prompt source 'system.md' {problem}"):
+def test_a_source_without_a_marker_line_is_refused(select: Select, source: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"the prompt source .system\.md. has no marker line"):
         select(source)
 
 
+def test_only_the_last_marker_line_is_replaced(select: Select, tmp_path: Path) -> None:
+    write(tmp_path / "i", "a-b")
+
+    text = select(f"Write {MARKER}\n{MARKER}\n\n{MARKER}\nEnd\n").render("compact")
+
+    assert text.startswith(f"Write {MARKER}\n{MARKER}\n\n## Instructions\n")
+    assert text.endswith("- a_b: Does it. Use for it.\nEnd\n")
+
+
+def test_a_marker_line_may_say_how_many_tokens_the_table_takes(select: Select, tmp_path: Path) -> None:
+    for n in range(60):
+        write(tmp_path / "i", f"task-{n:02}")
+    few, many = (
+        sum(line.startswith("- task_") for line in select(source).render("compact").splitlines())
+        for source in (f"{MARKER}\n", "<!-- iris:instructions max_tokens=2000 -->\n")
+    )
+
+    assert few < many == 60
+
+
+def test_without_instructions_there_is_no_table(select: Select) -> None:
+    assert select("A\n\n" + MARKER + "\nB\n").render("compact") == "A\n\n\nB\n"
+    assert select("A\n\n" + MARKER + "\nB\n").render("full") == "A\n\n\nB\n"
+
+
 def test_a_broken_edit_keeps_the_last_good_source_until_it_is_mended(select: Select, tmp_path: Path) -> None:
+    write(tmp_path / "i", "a-b")
     prompts = select()
     before = prompts.render("compact")
 

@@ -16,6 +16,7 @@ from iris_kv.cli.doctor import doctor_app
 from iris_kv.cli.entries import entries
 from iris_kv.cli.library import library, prompts
 from iris_kv.cli.server import server
+from iris_kv.cli.split import split_app
 from iris_kv.cli.upkeep import upkeep
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(server)
 app.add_typer(prompts)
+app.add_typer(split_app)
 app.add_typer(library, name="instructions")
 app.add_typer(entries)
 app.add_typer(upkeep)

@@ -15,6 +15,7 @@ from mcp.types import PromptMessage, TextContent, Tool
 
 from iris_kv.cli.clients import command_path
 from iris_kv.store.folders import CACHE_PATH
+from iris_kv.surfaces.tools import shown_to_models
 from iris_kv.tokens import ENCODING, TokenCounter
 
 TASK: Final = "Compare the energy use of heat pumps and gas boilers, with sources."
@@ -99,8 +100,8 @@ async def _second_window(client: Client) -> None:
 def _rows(
     counter: TokenCounter, full: str, compact: str, tools: Sequence[Tool], instructions: str, instruction: str
 ) -> list[Row]:
-    shown = sum(counter.count(_definition(tool)) for tool in tools)
-    deferred = sum(counter.count(_definition(tool) if _is_always_loaded(tool) else tool.name) for tool in tools)
+    shown = sum(counter.count(shown_to_models(tool)) for tool in tools)
+    deferred = sum(counter.count(shown_to_models(tool) if _is_always_loaded(tool) else tool.name) for tool in tools)
     fixed = counter.count(compact) + counter.count(instructions)
     return [
         Row("full prompt", counter.count(full)),
@@ -112,11 +113,6 @@ def _rows(
         Row("standing cost, tools deferred", fixed + deferred),
         Row("one instruction (research), as answered", counter.count(instruction)),
     ]
-
-
-def _definition(tool: Tool) -> str:
-    """Return what a client shows the model of a tool."""
-    return json.dumps({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema})
 
 
 def _is_always_loaded(tool: Tool) -> bool:

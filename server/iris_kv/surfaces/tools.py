@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,11 @@ class Tool:
 def offered(profile: Profile) -> tuple[Tool, ...]:
     """Return the tools of a profile, in their order."""
     return tuple(tool for tool in TOOLS if profile == "full" or not tool.full_only)
+
+
+def shown_to_models(tool: ToolDescription) -> str:
+    """Return what a client shows the model of a tool: the text whose tokens a session pays for."""
+    return json.dumps({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema})
 
 
 def _tag_list(tags: Sequence[str]) -> str:

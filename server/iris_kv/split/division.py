@@ -1,0 +1,163 @@
+"""What stays in the core and what becomes an instruction: spans that cover the source exactly once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS
+from iris_kv.split.outline import Part
+
+_SMALL_TOKENS: Final = 400
+_MERGED_TOKENS: Final = 1_200
+_HEAD_TOKENS: Final = 120
+_SCRAP_TOKENS: Final = 40
+
+
+class Span(NamedTuple):
+    """A part of the source, by bytes."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A span that becomes one instruction."""
+
+    start: int
+    end: int
+    tokens: int
+    lines: int
+    titles: tuple[str, ...]
+    """The headings that it was put together from; empty where there is none."""
+    kind: str
+    """The kind of the part that it starts with."""
+
+    @property
+    def is_own_text(self) -> bool:
+        """Whether it is the text between a heading and its first sub-section."""
+        return self.kind not in {"section", "pair"}
+
+
+def sections(part: Part) -> Iterator[Part]:
+    """Yield every part that has a title and can be kept by it, in order."""
+    if part.title and part.kind in {"section", "pair"}:
+        yield part
+    for child in part.children:
+        yield from sections(child)
+
+
+def core_parts(root: Part, kept: Sequence[Part], room: int) -> list[Part]:
+    """Return what stays in the core, in order: the kept parts, and from the start on what has room.
+
+    A section goes in whole, or stays out whole if it can be one instruction.
+    """
+    taken: list[Part] = []
+    left = room - sum(part.tokens for part in kept)
+
+    def take(part: Part) -> bool:
+        """Take what fits of a part; tell whether to go on behind it."""
+        nonlocal left
+        if part in kept:
+            return True
+        has_kept = any(part.start <= each.start and each.end <= part.end for each in kept)
+        if part.tokens <= left and not has_kept:
+            taken.append(part)
+            left -= part.tokens
+            return True
+        if not part.children or (part.fits and taken and not has_kept):
+            return False
+        return all(map(take, part.children))
+
+    take(root)
+    while taken and taken[-1].kind == "heading" and all(part.start != taken[-1].end for part in kept):
+        taken.pop()
+    return sorted([*taken, *kept], key=lambda part: part.start)
+
+
+def spans_of(parts: Sequence[Part]) -> tuple[Span, ...]:
+    """Return the spans of parts in order, adjacent ones joined."""
+    found: list[Span] = []
+    for part in parts:
+        if found and found[-1].end == part.start:
+            found[-1] = Span(found[-1].start, part.end)
+        else:
+            found.append(Span(part.start, part.end))
+    return tuple(found)
+
+
+def pieces(root: Part, core: Sequence[Span]) -> list[Piece]:
+    """Return what does not stay in the core, as pieces that are read well, in order."""
+    return _without_scraps(_pieces(root, core))
+
+
+def _pieces(part: Part, core: Sequence[Span]) -> list[Piece]:
+    near = [each for each in core if each.start < part.end and part.start < each.end]
+    if any(each.start <= part.start and part.end <= each.end for each in near):
+        return []
+    if not near and (part.fits or not part.children):
+        titles = (part.title,) if part.title else ()
+        return [Piece(part.start, part.end, part.tokens, part.lines, titles, part.kind)]
+    # The lines of a long paragraph are merged with its neighbours, not first among themselves.
+    parts = [each for child in part.children for each in (child.children if child.is_cut else (child,))]
+    divided = [_pieces(each, near) for each in parts]
+    found: list[Piece] = []
+    for whole, group in itertools.groupby(divided, key=lambda inner: len(inner) == 1):
+        run = [piece for inner in group for piece in inner]
+        found += _merged(run) if whole else run
+    return [piece if piece.titles or not part.title else replace(piece, titles=(part.title,)) for piece in found]
+
+
+def _merged(run: Sequence[Piece]) -> list[Piece]:
+    found: list[Piece] = []
+    for piece in run:
+        if found and _belong_together(found[-1], piece):
+            found.append(_sum(found.pop(), piece))
+        else:
+            found.append(piece)
+    return found
+
+
+def _belong_together(before: Piece, piece: Piece) -> bool:
+    if before.end != piece.start:
+        return False
+    if before.kind == "heading" and before.tokens <= _SCRAP_TOKENS and piece.is_own_text:
+        return True
+    if not _fit(before, piece):
+        return False
+    if piece.is_own_text or (before.is_own_text and before.tokens <= _HEAD_TOKENS):
+        return True
+    both_small = max(before.tokens, piece.tokens) <= _SMALL_TOKENS
+    return both_small and before.tokens + piece.tokens <= _MERGED_TOKENS
+
+
+def _fit(before: Piece, piece: Piece) -> bool:
+    return before.tokens + piece.tokens <= MAX_BODY_TOKENS and before.lines + piece.lines <= MAX_BODY_LINES
+
+
+def _sum(before: Piece, piece: Piece) -> Piece:
+    kind = before.kind
+    if piece.is_own_text or not piece.titles:
+        titles = before.titles
+    elif before.is_own_text:
+        titles, kind = piece.titles, piece.kind
+    else:
+        titles = (*before.titles, *piece.titles)
+    return Piece(before.start, piece.end, before.tokens + piece.tokens, before.lines + piece.lines, titles, kind)
+
+
+def _without_scraps(found: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces with what is too short to stand alone joined to a neighbour."""
+    kept: list[Piece] = []
+    for piece in found:
+        before = kept[-1] if kept and kept[-1].end == piece.start and _fit(kept[-1], piece) else None
+        if before is not None and before.tokens < _SCRAP_TOKENS:
+            kept[-1] = replace(_sum(before, piece), titles=piece.titles or before.titles)
+        elif before is not None and piece.tokens < _SCRAP_TOKENS and piece.kind != "heading":
+            kept[-1] = replace(_sum(before, piece), titles=before.titles or piece.titles)
+        else:
+            kept.append(piece)
+    return kept

@@ -1,0 +1,277 @@
+"""The verb split: what it writes, what it says, and what --verify finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_cli_verbs import Cli, isolated_cli
+
+cli = pytest.fixture(isolated_cli)
+
+LINE = "Keep the change small, run every test, and say in the commit what changed and why it had to.\n"
+PROMPT = (
+    "# Assistant\n\nYou help people with their repositories.\n\n"
+    + "".join(
+        f"## {title}\n\nUse this when the user asks for {about}.\n\n- Always check {about} twice.\n\n{LINE * 150}\n"
+        for title, about in (("Commits", "a commit"), ("Reviews", "a review"), ("Releases", "a release"))
+    )
+).encode()
+
+
+@pytest.fixture
+def prompt(cli: Cli) -> Path:
+    path = cli.workspace / "PROMPT.md"
+    path.write_bytes(PROMPT)
+    return path
+
+
+def test_a_split_writes_a_folder_that_verifies(cli: Cli, prompt: Path) -> None:
+    said = cli("split", "PROMPT.md", "--out", "out").text
+    checked = cli("split", "--verify", "out").text
+
+    written = sorted(str(path.relative_to(cli.workspace / "out")) for path in (cli.workspace / "out").rglob("*.*"))
+    assert written == [
+        "instructions/commits.md",
+        "instructions/releases.md",
+        "instructions/reviews.md",
+        "manifest.json",
+        "prompts/system.md",
+        "source.md",
+    ]
+    assert f"coverage: 100 % of {len(PROMPT):,} bytes, in the core and 3 instructions" in said
+    assert "  line 9 -> commits: - Always check a commit twice." in said
+    assert "iris-kv serve --instructions out/instructions --prompt out/prompts/system.md" in said
+    assert checked == (
+        f"{len(PROMPT):,} of {len(PROMPT):,} bytes of the source are there, unchanged\n"
+        "the files rebuild the source, byte for byte\n"
+    )
+    assert not (cli.workspace / ".iris").exists()
+
+
+def test_an_instruction_is_front_matter_and_exactly_its_span(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+
+    manifest = json.loads((cli.workspace / "out/manifest.json").read_bytes())
+    for piece in manifest["pieces"]:
+        raw = (cli.workspace / "out" / piece["file"]).read_bytes()
+        front, body = raw[: -(piece["end"] - piece["start"])], raw[-(piece["end"] - piece["start"]) :]
+        assert body == PROMPT[piece["start"] : piece["end"]]
+        assert front.startswith(b"---\nname: ")
+        assert front.endswith(b"\n---\n")
+
+
+def test_the_report_as_json_counts_everything(cli: Cli, prompt: Path) -> None:
+    report = cli("split", "PROMPT.md", "--out", "out", "--json").json
+
+    assert report["covered_bytes"] == report["source_bytes"] == len(PROMPT)
+    assert report["standing_tokens"] == report["core_tokens"] + report["tool_tokens"] + report["server_tokens"]
+    assert report["tool_tokens"] > 500
+    assert [piece["tag"] for piece in report["pieces"]] == ["commits", "reviews", "releases"]
+    assert {rule["tag"] for rule in report["moved_rules"]} == {"commits", "reviews", "releases"}
+    assert report["pays"] is True
+
+
+def test_a_small_prompt_is_split_and_told_that_it_does_not_pay(cli: Cli) -> None:
+    (cli.workspace / "small.txt").write_text("Be kind. Never lie.\n")
+
+    said = cli("split", "small.txt", "--out", "out").text
+
+    assert "iris-kv costs more than it saves here: the prompt has" in said
+    assert cli("split", "--verify", "out").text.endswith("byte for byte\n")
+
+
+def test_split_instructions_pass_the_strict_check(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+
+    assert cli("instructions", "check", "--strict", "out/instructions").text.endswith("3 instructions, 0 problems\n")
+
+
+# writing over what is there
+
+
+def test_an_unchanged_split_is_replaced(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    cli("split", "PROMPT.md", "--out", "out", "--keep", "Reviews", "--budget", "5000")
+
+    assert "## Reviews" in (cli.workspace / "out/prompts/system.md").read_text()
+    assert not (cli.workspace / "out/instructions/reviews.md").exists()
+    assert [path.name for path in cli.workspace.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "edit", ["instructions/reviews.md", "prompts/system.md", "instructions/mine.md", "source.md", "front matter"]
+)
+def test_an_edited_split_is_never_overwritten(cli: Cli, prompt: Path, edit: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    if edit == "front matter":
+        edited("instructions/reviews.md", lambda text: text.replace("Use when", "Use only when"))(cli.workspace / "out")
+    else:
+        path = cli.workspace / "out" / edit
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + b"Mine.\n")
+    before = {each: each.read_bytes() for each in (cli.workspace / "out").rglob("*.*")}
+
+    said = cli("split", "PROMPT.md", "--out", "out", code=4).err
+
+    assert "conflict: 'out' exists and is not an unchanged split" in said
+    assert {each: each.read_bytes() for each in (cli.workspace / "out").rglob("*.*")} == before
+
+
+def test_a_folder_with_other_files_is_never_overwritten_but_an_empty_one_is_used(cli: Cli, prompt: Path) -> None:
+    (cli.workspace / "full").mkdir()
+    (cli.workspace / "full/keep.txt").write_text("mine")
+    (cli.workspace / "empty").mkdir()
+
+    cli("split", "PROMPT.md", "--out", "full", code=4)
+    cli("split", "PROMPT.md", "--out", "empty")
+
+    assert (cli.workspace / "full/keep.txt").read_text() == "mine"
+    assert (cli.workspace / "empty/manifest.json").exists()
+
+
+# what cannot be split
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("none.md", "--out", "out"), 2, "'none.md' is not a file"),
+        ((".", "--out", "out"), 2, "'.' is not a file"),
+        (("PROMPT.md",), 2, "no --out"),
+        ((), 2, "no PROMPT"),
+        (("PROMPT.md", "--verify", "out"), 2, "--verify with other arguments"),
+        (("PROMPT.md", "--out", "out", "--keep", "Nothing"), 2, "there is no such heading"),
+        (("PROMPT.md", "--out", "out", "--keep", "Commits", "--keep", "Reviews"), 2, "give --budget"),
+        (("PROMPT.md", "--out", "out", "--budget", "1"), 2, "--budget is 1; at least 300"),
+        (("--verify", "nowhere"), 3, "'nowhere' has no manifest.json"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_written(
+    cli: Cli, prompt: Path, arguments: tuple[str, ...], code: int, problem: str
+) -> None:
+    assert problem in cli("split", *arguments, code=code).err
+    assert [path.name for path in cli.workspace.iterdir()] == ["PROMPT.md"]
+
+
+# verify
+
+
+def edited(file: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / file
+        path.write_bytes(change(path.read_bytes().decode()).encode())
+
+    return damage
+
+
+def remanifested(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        change(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return damage
+
+
+RULE = "- Always check a review twice.\n"
+DAMAGES = {
+    "a line deleted": (
+        edited("instructions/reviews.md", lambda text: text.replace(RULE, "")),
+        "lost line 166: " + RULE.strip(),
+    ),
+    "a line changed": (
+        edited("instructions/reviews.md", lambda text: text.replace("twice", "once")),
+        "lost line 166: ",
+    ),
+    "a word in the core": (
+        edited("prompts/system.md", lambda text: text.replace("help", "hurt")),
+        "lost line 3: You help",
+    ),
+    "line ends": (
+        edited("instructions/commits.md", lambda text: text.replace("\n", "\r\n")),
+        "its text is not the source's",
+    ),
+    "a file deleted": (
+        lambda folder: (folder / "instructions/commits.md").unlink(),
+        "instructions/commits.md: cannot be read",
+    ),
+    "an instruction emptied": (
+        lambda folder: (folder / "instructions/commits.md").write_bytes(b""),
+        "has no front matter",
+    ),
+    "front matter broken": (
+        edited("instructions/commits.md", lambda text: text.replace("name:", "nam:", 1)),
+        "field 'name' is missing",
+    ),
+    "an instruction renamed": (
+        edited("instructions/commits.md", lambda text: text.replace("name: commits", "name: x")),
+        "its tag was 'commits' and is 'x'",
+    ),
+    "the marker deleted": (
+        edited("prompts/system.md", lambda text: text.replace("<!-- iris", "<!-- ")),
+        "has no marker line",
+    ),
+    "the core deleted": (lambda folder: (folder / "prompts/system.md").unlink(), "prompts/system.md: "),
+    "the copy changed": (edited("source.md", lambda text: text + "x"), "source.md: is not the prompt that was split"),
+    "the copy deleted": (lambda folder: (folder / "source.md").unlink(), "source.md: cannot be read"),
+    "a piece forgotten": (remanifested(lambda manifest: manifest["pieces"].pop()), "of the source are in no span"),
+    "a span moved": (remanifested(lambda manifest: manifest["pieces"][0].update(start=3)), "are in two spans"),
+    "a core span forgotten": (remanifested(lambda manifest: manifest["core"].pop()), "of the source are in no span"),
+    "a digest changed": (
+        remanifested(lambda manifest: manifest["pieces"][0].update(digest="sha256:" + "0" * 64)),
+        "commits.md: its text",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_verify_fails_on_every_kind_of_damage_and_names_it(cli: Cli, prompt: Path, kind: str) -> None:
+    damage, named = DAMAGES[kind]
+    cli("split", "PROMPT.md", "--out", "out")
+    damage(cli.workspace / "out")
+
+    said = cli("split", "--verify", "out", code=7).text
+
+    assert named in said
+    assert said.endswith("the files do not rebuild the source\n")
+    assert cli("split", "--verify", "out", "--json", code=7).json["ok"] is False
+
+
+def test_verify_names_what_was_lost_and_no_line_that_only_moved(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    moved = edited(
+        "instructions/reviews.md", lambda text: text.replace("## Reviews\n", "").replace(RULE, "") + "## Reviews\n"
+    )
+    moved(cli.workspace / "out")
+
+    (finding,) = cli("split", "--verify", "out", "--json", code=7).json["findings"]
+
+    assert finding["lost"] == [{"line": 166, "text": RULE.strip()}]
+
+
+def test_verify_notes_edited_front_matter_and_text_behind_the_marker_without_failing(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    edited("instructions/reviews.md", lambda text: text.replace("Use when", "Use only when"))(cli.workspace / "out")
+    edited("prompts/system.md", lambda text: text + "More.\n")(cli.workspace / "out")
+
+    assert cli("split", "--verify", "out", "--json").json["notes"] == [
+        "the front matter of instructions/reviews.md was edited",
+        "text was added to prompts/system.md",
+    ]
+
+
+def test_verify_notes_an_added_instruction_without_failing(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    (cli.workspace / "out/instructions/mine.md").write_text("---\nname: mine\ndescription: Mine.\n---\nMine.\n")
+
+    assert "note: instructions/mine.md was added after the split" in cli("split", "--verify", "out").text
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"format": 2}'])
+def test_a_damaged_manifest_is_refused(cli: Cli, prompt: Path, content: bytes) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    (cli.workspace / "out/manifest.json").write_bytes(content)
+
+    assert "manifest.json is damaged" in cli("split", "--verify", "out", code=2).err

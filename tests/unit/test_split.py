@@ -1,0 +1,371 @@
+"""Where a prompt is cut, what stays in the core, and what the pieces say of themselves."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from iris_kv.errors import InvalidArgumentError, TooLargeError
+from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, InstructionSource, check_file
+from iris_kv.model import digest_of
+from iris_kv.split import Plan, files_of, manifest_of, plan_split, report_of
+from iris_kv.tokens import TokenCounter
+
+COUNTER = TokenCounter()
+SENTENCE = "The quick brown fox jumps over the lazy dog near the river bank. "
+
+
+def prose(tokens: int) -> str:
+    """Return about so many tokens of text on lines of 80 characters."""
+    return (SENTENCE * (tokens // 14 + 1)).replace("bank. ", "bank.\n")
+
+
+def planned(source: str | bytes, *keep: str, budget: int | None = None) -> Plan:
+    raw = source if isinstance(source, bytes) else source.encode()
+    return plan_split(raw, COUNTER, budget=budget, keep=keep)
+
+
+def tags(plan: Plan) -> list[str]:
+    return [each.tag for each in plan.instructions]
+
+
+def bodies(plan: Plan) -> dict[str, str]:
+    return {each.tag: plan.source[each.span.start : each.span.end].decode() for each in plan.instructions}
+
+
+def core(plan: Plan) -> str:
+    return "".join(plan.source[span.start : span.end].decode() for span in plan.core)
+
+
+def rebuilt(plan: Plan) -> bytes:
+    spans = sorted([*plan.core, *(each.span for each in plan.instructions)])
+    assert [span.start for span in spans] == [0, *(span.end for span in spans)][:-1]
+    return b"".join(plan.source[start:end] for start, end in spans)
+
+
+LARGE = f"""# Assistant
+
+You help people.
+
+## Tone
+
+Be kind.
+
+## Git commits
+
+Use this section when the user asks for a commit. See [Deploying](#deploying).
+
+- NEVER push without being asked.
+- Must sign every commit.
+
+{prose(3_000)}
+## Deploying
+
+{prose(3_000)}
+## Überprüfung
+
+{prose(3_000)}
+## 规则
+
+{prose(3_000)}
+## Deploying
+
+{prose(3_000)}
+"""
+
+
+def test_what_comes_first_stays_and_each_section_becomes_an_instruction_of_its_name() -> None:
+    plan = planned(LARGE)
+
+    assert core(plan) == "# Assistant\n\nYou help people.\n\n## Tone\n\nBe kind.\n\n"
+    assert tags(plan) == ["git_commits", "deploying", "section_3", "section_4", "deploying_2"]
+    assert bodies(plan)["git_commits"].startswith("## Git commits\n\nUse this section when")
+    assert rebuilt(plan) == LARGE.encode()
+
+
+def test_a_piece_says_of_itself_when_to_use_it_and_its_two_rules() -> None:
+    first, second, *_ = planned(LARGE).instructions
+
+    assert first.description == "Use when the user asks for a commit (Git commits)."
+    assert first.essentials == "NEVER push without being asked. Must sign every commit."
+    assert second.description == f"Use when the task involves Deploying: {SENTENCE.strip()}"
+    assert second.essentials == ""
+
+
+def test_the_same_source_gives_the_same_plan() -> None:
+    assert planned(LARGE) == planned(LARGE)
+
+
+def test_the_rendered_core_is_within_its_budget() -> None:
+    for budget in (300, 1_000, 3_000, 6_000):
+        plan = planned(LARGE, budget=budget)
+        assert COUNTER.count(plan.rendered()) <= budget, budget
+        assert rebuilt(plan) == LARGE.encode()
+
+
+def test_a_large_prompt_keeps_at_most_12_percent_by_itself() -> None:
+    source = "".join(f"## Part {number}\n\n{prose(300)}\n" for number in range(100))
+
+    plan = planned(source)
+
+    assert len(source) > 100_000
+    assert COUNTER.count(plan.rendered()) <= 0.12 * COUNTER.count(source)
+    assert plan_split(source.encode(), COUNTER, budget=5_000).budget == 5_000
+
+
+def test_a_kept_section_stays_in_the_core_before_what_stands_earlier() -> None:
+    plan = planned(LARGE, "Überprüfung", budget=4_000)
+
+    assert "## Überprüfung" in core(plan)
+    assert "## Git commits" not in core(plan)
+    assert rebuilt(plan) == LARGE.encode()
+    assert "## Überprüfung" in plan.rendered()
+
+
+def test_keeping_takes_a_title_or_its_slug_and_every_section_of_that_title() -> None:
+    by_title, by_slug = planned(LARGE, "Deploying", budget=9_000), planned(LARGE, "deploying", budget=9_000)
+
+    assert by_title.core == by_slug.core
+    assert core(by_title).count("## Deploying") == 2
+
+
+def test_what_cannot_be_kept_is_refused_with_the_figures() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"it takes [\d,]+ tokens.*at most 3,000.*give --budget (\d+)"
+    ) as told:
+        planned(LARGE, "Deploying")
+
+    enough = int(told.value.todo.split()[2].rstrip(","))
+    assert COUNTER.count(planned(LARGE, "Deploying", budget=enough).rendered()) <= enough
+
+
+def test_an_unknown_heading_is_refused_with_those_there_are() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match="no such heading; the headings are 'Assistant', 'Tone', 'Git commits'"
+    ):
+        planned(LARGE, "Testing")
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "```sh\n# not a heading\n\nNot a heading\n====\n```\n",
+        "~~~\n## not a heading\n~~~\n",
+        "- an item\n\n  # not a heading\n\n  Not one\n  ---\n",
+        "> # not a heading\n",
+        "| a | b |\n|---|---|\n| # not | a heading |\n",
+        "    # not a heading\n",
+        "<!--\n# not a heading\n-->\n",
+    ],
+)
+def test_what_looks_like_a_heading_inside_a_block_is_none(hidden: str) -> None:
+    source = f"# First\n\n{prose(2_000)}\n{hidden}\n{prose(1_000)}\n# Second\n\n{prose(3_000)}\n"
+
+    plan = planned(source)
+
+    assert all(hidden in text or "not a heading" not in text for text in [core(plan), *bodies(plan).values()])
+    assert not [tag for tag in tags(plan) if tag.startswith("not")]
+    assert rebuilt(plan) == source.encode()
+
+
+def test_setext_headings_cut_as_well() -> None:
+    source = f"Prompt\n======\n\n{prose(2_800)}\nSecond part\n-----------\n\n{prose(3_000)}\n"
+
+    assert tags(planned(source))[-1] == "second_part"
+
+
+def test_lines_of_tags_keep_together_what_stands_between_them() -> None:
+    source = (
+        "You are an agent.\n<making_changes>\n# Rules\n\nDo it.\n\n"
+        + prose(2_000)
+        + "\n## More\n\n"
+        + prose(1_000)
+        + "</making_changes>\n<searching>\n"
+        + prose(2_000)
+        + "</searching>\n"
+    )
+
+    plan = planned(source)
+
+    assert tags(plan) == ["making_changes", "searching"]
+    assert bodies(plan)["making_changes"].startswith("<making_changes>\n# Rules")
+    assert bodies(plan)["making_changes"].endswith("</making_changes>\n")
+
+
+def test_a_pair_of_tags_around_everything_is_opened() -> None:
+    source = f"<system>\nHello.\n\n# One\n\n{prose(3_000)}\n# Two\n\n{prose(3_000)}</system>\n"
+
+    plan = planned(source)
+
+    assert tags(plan) == ["one", "two"]
+    assert bodies(plan)["two"].endswith("</system>\n")
+    assert rebuilt(plan) == source.encode()
+
+
+def test_every_byte_survives_in_its_piece() -> None:
+    odd = "\r\n# Odd {{x}} {% raw %}\r\n\r\n<!-- iris:instructions -->\r\n{{ y }}\t\x0b\u2028é\u0301🙂\r\n".encode()
+    source = (
+        b"\xef\xbb\xbf# Top\r\n\r\nIntro.\r\n" + prose(3_200).encode() + odd + prose(9_000).encode() + b"no line end"
+    )
+
+    plan = planned(source)
+
+    assert rebuilt(plan) == source
+    assert any(
+        b"<!-- iris:instructions -->\r\n{{ y }}" in source[each.span.start : each.span.end]
+        for each in plan.instructions
+    )
+    for name, raw in files_of(plan, manifest_of(plan, "p.md", COUNTER)):
+        if name.startswith("instructions/"):
+            checked = check_file(InstructionSource(folder=".", origin="folder", label="."), name, raw)
+            assert checked.problems == ()
+            assert checked.body in source
+
+
+def test_long_text_without_headings_is_cut_between_paragraphs_lines_and_sentences() -> None:
+    for source in (
+        "\n".join(prose(200) for _ in range(60)),
+        prose(20_000),
+        prose(20_000).replace("\n", " "),
+        "é" * 40_000,
+        "x" * 100_000 + "\n",
+    ):
+        plan = planned(source)
+
+        assert rebuilt(plan) == source.encode()
+        assert tags(plan) == [f"section_{number}" for number in range(1, len(plan.instructions) + 1)]
+        assert all(COUNTER.count(text) <= MAX_BODY_TOKENS for text in bodies(plan).values())
+        assert all(text.count("\n") <= MAX_BODY_LINES for text in bodies(plan).values())
+
+
+def test_a_long_list_is_cut_between_its_items_and_a_fence_nowhere() -> None:
+    items = "".join(f"- Item {number}: {SENTENCE}{SENTENCE}\n  - inner {SENTENCE}\n" for number in range(300))
+    fence = "```\n" + prose(5_000) + "```\n"
+
+    listed = planned(f"# Things\n\n{items}")
+    fenced = planned(f"# Code\n\n{prose(2_900)}\n## Example\n\n{fence}")
+
+    texts = bodies(listed)
+    assert len(texts) > 2
+    assert all(
+        COUNTER.count(text) <= MAX_BODY_TOKENS and text.endswith(f"inner {SENTENCE}\n") for text in texts.values()
+    )
+    assert all(re.match(r"(# Things\n\n)?- Item", text) for text in texts.values())
+    assert bodies(fenced)["example"] == "## Example\n\n" + fence
+    report = report_of(fenced, manifest_of(fenced, "p.md", COUNTER), COUNTER, tool_tokens=0)
+    assert report.oversized == ("example",)
+
+
+def test_a_front_matter_of_the_prompt_stays_in_the_core() -> None:
+    source = f"---\nname: x\ndescription: y\n---\n# One\n\n{prose(3_000)}\n# Two\n\n{prose(3_000)}\n"
+
+    plan = planned(source)
+
+    assert core(plan).startswith("---\nname: x\ndescription: y\n---\n")
+    assert tags(plan) == ["one", "two"]
+
+
+def test_small_sections_are_read_together_and_say_both_names() -> None:
+    small = "".join(f"## Topic {name}\n\n{prose(250)}\n" for name in "abcdefgh")
+    plan = planned(f"# All\n\n{prose(2_600)}\n{small}")
+
+    merged = next(each for each in plan.instructions if each.tag == "topic_a")
+    assert merged.titles[:2] == ("Topic a", "Topic b")
+    assert "Topic a; Topic b" in merged.description
+
+
+def test_references_are_listed_and_nothing_is_rewritten() -> None:
+    source = (
+        f"# Guide\n\nRefer to the Release notes section.\n\n## 1. Setup\n\nSee section 2.1 and [notes](#release-notes).\n\n"
+        f"{prose(2_000)}\n## 2. Work\n\n{prose(2_000)}\n### 2.1 Tests\n\n{prose(1_800)}\n## Release notes\n\n{prose(1_800)}\n"
+    )
+
+    plan = planned(source, budget=600)
+    manifest = manifest_of(plan, "p.md", COUNTER)
+
+    by_tag = {piece.tag: piece for piece in manifest.pieces}
+    assert [(each.heading, each.tag) for each in by_tag["setup"].references] == [
+        ("2.1 Tests", "tests"),
+        ("Release notes", "release_notes"),
+    ]
+    assert [(each.heading, each.tag) for each in manifest.core_references] == [("Release notes", "release_notes")]
+    front = dict(files_of(plan, manifest))["instructions/setup.md"].decode()
+    assert '  references: "tests, release_notes"\n' in front
+    start = by_tag["setup"].references[0].start
+    assert source.encode()[start:].startswith(b"See section 2.1")
+
+
+def test_the_manifest_holds_each_span_and_its_digest() -> None:
+    plan = planned(LARGE)
+    manifest = manifest_of(plan, "prompt.md", COUNTER)
+
+    for piece in manifest.pieces:
+        assert piece.digest == digest_of(LARGE.encode()[piece.start : piece.end])
+    files = dict(files_of(plan, manifest))
+    for span in manifest.core:
+        assert files["prompts/system.md"][span.at :].startswith(LARGE.encode()[span.start : span.end])
+    assert files["source.md"] == LARGE.encode()
+
+
+def test_the_report_names_every_rule_that_left_the_core_and_where_it_went() -> None:
+    plan = planned(LARGE + "\n```\nnever in code\n```\n")
+    report = report_of(plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=950)
+
+    assert [(rule.line, rule.text, rule.tag) for rule in report.moved_rules] == [
+        (13, "- NEVER push without being asked.", "git_commits"),
+        (14, "- Must sign every commit.", "git_commits"),
+        (LARGE.count("\n") + 3, "never in code", "deploying_2"),
+    ]
+    assert report.covered_bytes == report.source_bytes
+    assert report.standing_tokens == report.core_tokens + report.server_tokens + 950
+    assert report.break_even_reads == (report.tokens_before - report.standing_tokens) // report.read_tokens
+    assert report.pays
+
+
+def test_a_prompt_that_is_too_small_to_pay_says_so() -> None:
+    plan = planned("# Small\n\nDo it.\n\n## More\n\nAlways.\n")
+    report = report_of(plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=950)
+
+    assert plan.instructions == ()
+    assert plan.rendered() == "# Small\n\nDo it.\n\n## More\n\nAlways.\n\n\n"
+    assert not report.pays
+    assert report.break_even_tokens > report.tokens_before
+    assert report.moved_rules == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (b"", "the prompt is empty"),
+        (b"\xef\xbb\xbf \r\n\t\n", "the prompt is empty"),
+        (b"# A\n\xff", "byte 4 of the prompt is not UTF-8"),
+        ("# A\n\nhide \u202e this\n".encode(), r"the prompt's line 3 has U\+202E"),
+        (b"a\0b", r"the prompt's line 1 has U\+0000"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(source: bytes, problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=problem):
+        planned(source)
+
+
+def test_a_prompt_over_5_megabytes_is_refused() -> None:
+    with pytest.raises(TooLargeError, match="5,000,001 bytes; at most 5,000,000"):
+        planned(b"x" * 5_000_001)
+
+
+def test_a_budget_that_holds_nothing_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="--budget is 10; at least 300"):
+        planned(LARGE, budget=10)
+
+
+def test_hostile_tags_and_headings_take_no_time() -> None:
+    for source in (
+        "<a>\n\n" * 4_000 + "</b>\n\n" * 4_000,
+        "<a>\n" * 4_000 + "</a>\n" * 4_000,
+        "# x\n" * 5_000,
+        "- " * 50_000,
+        "> " * 20_000 + "x",
+        "[" * 50_000,
+    ):
+        assert rebuilt(planned(source)) == source.encode()
