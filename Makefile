@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check interop bench clean
+.PHONY: demo test check interop bench bench-split clean
 
 demo: $(READY)
 	$(BIN)/iris-kv demo
@@ -25,6 +25,9 @@ interop: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
+
+bench-split: $(READY)
+	$(BIN)/python benchmarks/split.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

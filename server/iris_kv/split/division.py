@@ -35,6 +35,8 @@ class Piece:
     """The headings that it was put together from; empty where there is none."""
     kind: str
     """The kind of the part that it starts with."""
+    within: str = ""
+    """The heading of the section that it is a part of; `""` for one that holds most of the source."""
 
     @property
     def is_own_text(self) -> bool:
@@ -91,10 +93,11 @@ def spans_of(parts: Sequence[Part]) -> tuple[Span, ...]:
 
 def pieces(root: Part, core: Sequence[Span]) -> list[Piece]:
     """Return what does not stay in the core, as pieces that are read well, in order."""
-    return _without_scraps(_pieces(root, core))
+    return _without_scraps(_pieces(root, core, root.end // 2))
 
 
-def _pieces(part: Part, core: Sequence[Span]) -> list[Piece]:
+def _pieces(part: Part, core: Sequence[Span], most: int) -> list[Piece]:
+    """Return a part's pieces; a section of over `most` bytes is the whole rather than a context."""
     near = [each for each in core if each.start < part.end and part.start < each.end]
     if any(each.start <= part.start and part.end <= each.end for each in near):
         return []
@@ -103,12 +106,18 @@ def _pieces(part: Part, core: Sequence[Span]) -> list[Piece]:
         return [Piece(part.start, part.end, part.tokens, part.lines, titles, part.kind)]
     # The lines of a long paragraph are merged with its neighbours, not first among themselves.
     parts = [each for child in part.children for each in (child.children if child.is_cut else (child,))]
-    divided = [_pieces(each, near) for each in parts]
+    divided = [_pieces(each, near, most) for each in parts]
     found: list[Piece] = []
     for whole, group in itertools.groupby(divided, key=lambda inner: len(inner) == 1):
         run = [piece for inner in group for piece in inner]
         found += _merged(run) if whole else run
-    return [piece if piece.titles or not part.title else replace(piece, titles=(part.title,)) for piece in found]
+    context = part.title if part.end - part.start <= most else ""
+    return [_entitled(piece, part.title, context) for piece in found]
+
+
+def _entitled(piece: Piece, title: str, context: str) -> Piece:
+    titles = piece.titles or ((title,) if title else ())
+    return replace(piece, titles=titles, within=piece.within or (context if titles != (title,) else ""))
 
 
 def _merged(run: Sequence[Piece]) -> list[Piece]:

@@ -135,13 +135,13 @@ class _Planner:
             span = Span(piece.start, piece.end)
             tag = unique(tag_of(piece.titles, number), taken)
             taken.add(tag)
-            named.append(PlannedInstruction(tag, *self._says(span, piece.titles), span, piece.titles))
+            named.append(PlannedInstruction(tag, *self._says(span, piece), span, piece.titles))
         return named
 
-    def _says(self, span: Span, titles: tuple[str, ...]) -> tuple[str, str]:
+    def _says(self, span: Span, piece: Piece) -> tuple[str, str]:
         if span not in self._said:
             text = self._source[span.start : span.end]
-            self._said[span] = said_of(text, titles)
+            self._said[span] = said_of(text, piece.titles, piece.within)
         return self._said[span]
 
 

@@ -60,24 +60,27 @@ def unique(tag: str, taken: set[str]) -> str:
     return next(each for each in itertools.chain([tag], numbered) if each not in taken)
 
 
-def said_of(text: bytes, titles: Sequence[str]) -> tuple[str, str]:
+def said_of(text: bytes, titles: Sequence[str], within: str) -> tuple[str, str]:
     """Return a piece's description, and its first two short rules on one line or `""`.
 
-    The description is when to use the piece, as it says itself, else by its headings and its first
-    sentence.
+    The description is when to use the piece, as it says itself, else by its headings, that of the
+    section `within` which it stands, and its first sentence.
     """
     found = blocks(text)
     lines = list(_prose_lines(text, found))
-    return _description(found, lines[:_OPENING_LINES], titles), _essentials(lines)
+    topic = "; ".join(dict.fromkeys(filter(None, map(_named, titles[:_TOPICS]))))
+    if topic and _named(within):
+        topic += f" in {_named(within)}"
+    about = _sub_topics(found, titles)
+    return _description(topic, about, lines[:_OPENING_LINES]), _essentials(lines)
 
 
-def _description(found: Sequence[Block], lines: Sequence[str], titles: Sequence[str]) -> str:
-    topic = "; ".join(dict.fromkeys(filter(None, (_named(title) for title in titles[:_TOPICS]))))
+def _description(topic: str, about: str, lines: Sequence[str]) -> str:
     stated = next(filter(None, map(_WHEN.search, lines)), None)
     if stated is not None:
         said = f"Use when {' '.join(stated['clause'].split())}" + (f" ({topic})." if topic else ".")
         return one_line(said, _DESCRIPTION_CHARS)
-    about = _sub_topics(found, titles) or _first_sentence(lines)
+    about = about or _first_sentence(lines)
     known = topic or one_line(about, _DESCRIPTION_CHARS) or "what it says"
     rest = f": {about}" if topic and about else ""
     return one_line(f"Use when the task involves {known}{rest}", _DESCRIPTION_CHARS)
