@@ -14,6 +14,9 @@ Everything that it raises on purpose is an `IrisError`; `iris_kv.errors` has the
 from __future__ import annotations
 
 from iris_kv.background import open_workspace
+from iris_kv.context.compression import Compression, CompressionReport
+from iris_kv.context.manager import ContextManager
+from iris_kv.context.summaries import Summarizer
 from iris_kv.errors import IrisError
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Entry, EntryInfo, Page, Scope
@@ -27,6 +30,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SCOPES",
+    "Compression",
+    "CompressionReport",
+    "ContextManager",
     "Entry",
     "EntryInfo",
     "Instruction",
@@ -39,6 +45,7 @@ __all__ = [
     "PromptSelector",
     "Scope",
     "Settings",
+    "Summarizer",
     "TokenCounter",
     "Workspace",
     "load_settings",
