@@ -17,6 +17,7 @@ from iris_kv.background import open_workspace
 from iris_kv.context.compression import Compression, CompressionReport
 from iris_kv.context.manager import ContextManager
 from iris_kv.context.summaries import Summarizer
+from iris_kv.context.summarizer import OpenAISummarizer
 from iris_kv.errors import IrisError
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Entry, EntryInfo, Page, Scope
@@ -39,6 +40,7 @@ __all__ = [
     "InstructionLibrary",
     "InstructionSource",
     "IrisError",
+    "OpenAISummarizer",
     "Page",
     "Principal",
     "Prompt",

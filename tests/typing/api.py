@@ -18,6 +18,7 @@ from iris_kv import (
     InstructionLibrary,
     InstructionSource,
     IrisError,
+    OpenAISummarizer,
     Page,
     Principal,
     Prompt,
@@ -82,6 +83,10 @@ async def use_summaries(workspace: Workspace) -> None:
     assert_type(compression.messages, tuple[Mapping[str, object], ...])
     assert_type(compression.report, CompressionReport)
     assert_type(compression.report.threshold_met, bool)
+    model = OpenAISummarizer("model", base_url="http://127.0.0.1:11434/v1", api_key="any", max_tokens=None)
+    ContextManager(summarizer=model)
+    assert_type(await model("text"), str)
+    await model.aclose()
 
 
 def use_a_library(folder: Path) -> str:
