@@ -539,6 +539,18 @@ async def test_neighbouring_summaries_are_merged_if_they_are_not_enough(clock) -
     assert again.messages == compressed.messages
 
 
+async def test_no_merger_is_longer_than_a_short_call_of_a_model() -> None:
+    summarizer = FakeSummarizer(lambda text: text[:400])
+    messages = [long_message(n) for n in range(200)]
+    compressed = await manager(None, summarizer).compress(messages)
+
+    mergers = summarizer.asked[200:]
+    assert 2 <= len(mergers) == len(compressed.messages)
+    assert all(4_000 < COUNTER.count(text) <= 8_000 for text in mergers[:-1])
+    counts = [int(message["content"].split()[2]) for message in compressed.messages]
+    assert (sum(counts), compressed.report.phases[1].messages) == (200, 200)
+
+
 async def test_a_compressed_conversation_that_goes_on_is_not_summarised_again() -> None:
     summarizer = FakeSummarizer(lambda text: f"about {text[:10]}")
     context = manager(None, summarizer, keep_recent=2, token_threshold=1_000)

@@ -21,7 +21,7 @@ MERGED_TOKENS: Final = 8_000
 
 _ROLES: Final = ("user", "assistant")
 _SHORT: Final = 100
-"""Only a message with fewer tokens may be shorter than any summary of it."""
+"""Only below this is it worth a look whether any summary could be shorter than the message."""
 
 
 class Phase(Frozen):
