@@ -14,6 +14,10 @@ Everything that it raises on purpose is an `IrisError`; `iris_kv.errors` has the
 from __future__ import annotations
 
 from iris_kv.background import open_workspace
+from iris_kv.context.compression import Compression, CompressionReport
+from iris_kv.context.manager import ContextManager
+from iris_kv.context.summaries import Summarizer
+from iris_kv.context.summarizer import OpenAISummarizer
 from iris_kv.errors import IrisError
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Entry, EntryInfo, Page, Scope
@@ -27,18 +31,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SCOPES",
+    "Compression",
+    "CompressionReport",
+    "ContextManager",
     "Entry",
     "EntryInfo",
     "Instruction",
     "InstructionLibrary",
     "InstructionSource",
     "IrisError",
+    "OpenAISummarizer",
     "Page",
     "Principal",
     "Prompt",
     "PromptSelector",
     "Scope",
     "Settings",
+    "Summarizer",
     "TokenCounter",
     "Workspace",
     "load_settings",

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+from iris_kv.context.shelf import KEY_PREFIX, SCOPE
 from iris_kv.errors import IrisError, NotFoundError
+from iris_kv.model import EntryInfo, Scope
 from iris_kv.reading import DEFAULT_TOKENS, quoted
 from iris_kv.workspace import SUMMARY_KEY, Workspace
 
 _SUMMARY_TOKENS: Final = 4_000
 _TASK_TOKENS: Final = 300
 _TASKS: Final = 8
+_MESSAGE_TOKENS: Final = 150
+_MESSAGES: Final = 5
 _TAGS: Final = 40
+_HEADING: Final = f"""
+
+## Conversation summaries
+
+The newest; cache_list(scope="{SCOPE}", prefix="{KEY_PREFIX}") lists all.
+
+"""
 
 
 async def resume(workspace: Workspace) -> str:
-    """Return the project summary, the newest task entries and the instructions in use, within 8,000 tokens."""
+    """Return the project summary, the newest task entries and summaries, and the instructions in use.
+
+    All of it is within 8,000 tokens. Open tasks come first: a conversation's summaries are many.
+    """
     try:
         await workspace.store()
     except IrisError as error:
@@ -24,22 +39,33 @@ async def resume(workspace: Workspace) -> str:
     used = await _used(workspace)
     above = f"## Project summary\n\n{summary}\n\n## Open tasks\n\n"
     below = f"\n\n## Instructions in use\n\n{used}"
-    return above + await _tasks(workspace, DEFAULT_TOKENS - workspace.counter.at_most(above + below)) + below
+    left = DEFAULT_TOKENS - workspace.counter.at_most(above + below)
+    others = await workspace.latest(SCOPE, _TASKS, without=KEY_PREFIX)
+    tasks = await _starts(workspace, others, _TASK_TOKENS, left) or "None is stored."
+    left -= workspace.counter.at_most(tasks)
+    return above + tasks + await _conversations(workspace, left) + below
 
 
-async def _tasks(workspace: Workspace, max_tokens: int) -> str:
-    """Return the start of the newest task entries, as many as there is room for."""
+async def _conversations(workspace: Workspace, max_tokens: int) -> str:
+    """Return the newest summaries of messages under their heading; nothing where none is stored or fits."""
+    newest = await workspace.latest(SCOPE, _MESSAGES, prefix=KEY_PREFIX)
+    left = max_tokens - workspace.counter.at_most(_HEADING)
+    summaries = await _starts(workspace, newest, _MESSAGE_TOKENS, left)
+    return _HEADING + summaries if summaries else ""
+
+
+async def _starts(workspace: Workspace, entries: Sequence[EntryInfo], tokens: int, max_tokens: int) -> str:
+    """Return the start of each entry, some tokens long, as many as there is room for."""
     count = workspace.counter.at_most
-    newest = await workspace.latest("task", _TASKS)
     parts: list[str] = []
     left = max_tokens
-    for info in newest:
-        part = await _read(workspace, "task", info.key, _TASK_TOKENS + 3 * count(info.key)) + "\n\n"
+    for info in entries:
+        part = await _read(workspace, info.scope, info.key, tokens + 3 * count(info.key)) + "\n\n"
         left -= count(part)
         if left < 0:
             break
         parts.append(part)
-    return "".join(parts).rstrip("\n") or "None is stored."
+    return "".join(parts).rstrip("\n")
 
 
 async def _used(workspace: Workspace) -> str:
@@ -48,7 +74,7 @@ async def _used(workspace: Workspace) -> str:
     return ", ".join(tags[:_TAGS]) + more if tags else "None was fetched in the last seven days."
 
 
-async def _read(workspace: Workspace, scope: str, key: str, max_tokens: int) -> str:
+async def _read(workspace: Workspace, scope: Scope, key: str, max_tokens: int) -> str:
     call = f'cache_get(scope="{scope}", key={quoted(key)}, offset={{offset}})'
     try:
         return await workspace.read(scope, key, max_tokens=max_tokens, continue_with=call)

@@ -380,10 +380,12 @@ class Workspace(Guidance):
         store = await self.store()
         return await store.list(checked, prefix=prefix, cursor=cursor, limit=limit, include_expired=include_expired)
 
-    async def latest(self, scope: str, limit: int = 20) -> tuple[EntryInfo, ...]:
-        """Return a scope's entries that were written last, newest first."""
+    async def latest(
+        self, scope: str, limit: int = 20, *, prefix: str = "", without: str = ""
+    ) -> tuple[EntryInfo, ...]:
+        """Return a scope's entries that were written last, newest first; see `Store.latest`."""
         checked = intake.check_scope(scope)
-        return await (await self.store()).latest(checked, limit)
+        return await (await self.store()).latest(checked, limit, prefix=prefix, without=without)
 
     async def stats(self) -> Stats:
         """Return what the workspace holds."""

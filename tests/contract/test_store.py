@@ -463,6 +463,34 @@ async def test_the_latest_come_newest_first(open_store, put, clock):
         assert await store.latest("project", 5) == ()
 
 
+@pytest.mark.parametrize(
+    ("prefix", "without", "keys"),
+    [
+        ("", "", ["é/2", "e", "a%", "a_b", "a/1", "b"]),
+        ("a", "", ["a%", "a_b", "a/1"]),
+        ("", "a", ["é/2", "e", "b"]),
+        ("a", "a_", ["a%", "a/1"]),
+        ("é", "", ["é/2"]),
+        ("", "é", ["e", "a%", "a_b", "a/1", "b"]),
+        ("a", "a", []),
+        ("A", "a%%", []),
+    ],
+)
+async def test_the_latest_are_picked_by_how_their_keys_start(open_store, put, clock, prefix, without, keys):
+    async with open_store() as store:
+        for key in ("b", "a/1", "a_b", "a%", "e", "é/2"):
+            await put(store, key)
+            clock.move(1)
+        await put(store, "a/gone", ttl_ms=1)
+        clock.move(1)
+
+        assert [info.key for info in await store.latest("task", 9, prefix=prefix, without=without)] == keys
+        assert [info.key for info in await store.latest("task", 1, prefix=prefix, without=without)] == keys[:1]
+        for wrong in ({"prefix": "\ud800"}, {"without": "\ud800"}):
+            with pytest.raises(InvalidArgumentError, match="lone surrogate"):
+                await store.latest("task", 1, **wrong)
+
+
 # Deleting
 
 

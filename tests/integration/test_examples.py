@@ -47,3 +47,16 @@ def test_the_agent_follows_an_instruction_and_its_next_session_reads_everything_
         "instructions/research was written by: canonical via seeder",
         "system/prompt/compact was written by: canonical via seeder",
     ]
+
+
+def test_a_conversation_is_summarised_once_and_only_what_was_edited_again(tmp_path: Path) -> None:
+    assert run("summaries.py", tmp_path) == [
+        "30 calls, 0 summaries from the store, threshold met: True",
+        "43 messages: 13 kept whole, 30 summarised",
+        "fewer tokens: True",
+        "Point 0 is settled.",
+        "-- the program ends, and a new one starts --",
+        "0 calls, 30 summaries from the store, threshold met: True",
+        "the same messages: True",
+        "1 calls, 29 summaries from the store, threshold met: True",
+    ]

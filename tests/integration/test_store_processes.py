@@ -288,6 +288,29 @@ async def test_a_hanging_lock_holder_is_named_and_waited_for_no_longer_than_aske
         assert (await store.get("task", "k")).value == b"new 2"
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_put_that_is_cancelled_while_it_waits_for_the_lock_ends_at_once_and_leaves_nothing(workspace, backend):
+    async def main(holder: subprocess.Popen[bytes], store: FileStore) -> None:
+        with anyio.fail_after(5), anyio.move_on_after(0.1) as scope:
+            await put(store, "k", b"new")
+        assert scope.cancelled_caught
+        assert (await store.get("task", "k")).value == b"old"
+        holder.kill()
+        holder.wait(5)
+        await put(store, "k", b"newer")
+        assert (await store.get("task", "k")).value == b"newer"
+        assert len(os.listdir(workspace / ".iris/kv-cache/task")) == 1
+
+    async def opened() -> None:
+        async with aclosing(await FileStore.open(workspace, clock=RealClock(), durable=False)) as store:
+            await put(store, "k", b"old")
+            with running("hold_lock", workspace) as holder:
+                assert said(holder) == "held"
+                await main(holder, store)
+
+    anyio.run(opened, backend=backend)
+
+
 async def test_a_forked_child_opens_the_store_for_itself(workspace):
     with running("fork", workspace) as process:
         ended(process)

@@ -140,9 +140,14 @@ class StoreMachine(RuleBasedStateMachine):
             lambda store: store.list(scope, prefix=prefix, cursor=cursor, limit=limit, include_expired=include_expired)
         )
 
-    @rule(scope=SCOPES, limit=st.integers(0, 5))
-    def latest(self, scope, limit):
-        self.compare(lambda store: store.latest(scope, limit))
+    @rule(
+        scope=SCOPES,
+        limit=st.integers(0, 5),
+        prefix=st.sampled_from(["", "a", "é"]),
+        without=st.sampled_from(["", "a", "a/", "é"]),
+    )
+    def latest(self, scope, limit, prefix, without):
+        self.compare(lambda store: store.latest(scope, limit, prefix=prefix, without=without))
 
     @rule(scope=st.one_of(st.none(), SCOPES))
     def collect(self, scope):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,12 +19,14 @@ from mcp.types import (
     TextResourceContents,
 )
 
+from iris_kv import ContextManager
 from iris_kv.instructions import InstructionLibrary, InstructionSource
 from iris_kv.model import digest_of, short_digest
 from iris_kv.policy import Principal
 from iris_kv.settings import shipped
 
 if TYPE_CHECKING:
+    from tests.conftest import Clock
     from tests.surfaces.conftest import Era, Open, Session
 
 USER = Principal(author="user", face="cli")
@@ -278,6 +281,34 @@ async def test_resume_tells_the_summary_the_newest_tasks_and_the_instructions_in
     assert 'key="migration"' in tasks
     assert "\nstep 3 of 5\n" in tasks
     assert used == "Instructions in use\n\nresearch"
+
+
+async def test_resume_lists_the_newest_summaries_of_a_conversation_behind_the_open_tasks(
+    era: Era, open_server: Open, clock: Clock
+) -> None:
+    async with open_server(era, clock=clock) as session:
+        await session.call("cache_put", scope="task", key="migration", value="step 3 of 5")
+        context = ContextManager(await session.workspace.store(), summarizer=first_words)
+        for n in range(60):
+            clock.move(1)
+            await context.summarize_message({"role": "user", "content": f"The words of message {n}.", "id": f"m{n}"})
+        await session.workspace.aclose()
+        text = (await session.client.get_prompt("resume")).messages[0].content.text
+
+    _, tasks, summaries, _ = text.split("\n\n## ")
+    assert tasks.startswith("Open tasks\n\n")
+    assert "\nstep 3 of 5\n" in tasks
+    assert "summary_" not in tasks
+    assert re.findall(r'key="(.+?)"', summaries) == [f"summary_m{n}" for n in (59, 58, 57, 56, 55)]
+    assert summaries.startswith(
+        'Conversation summaries\n\nThe newest; cache_list(scope="task", prefix="summary_") lists all.\n\n'
+    )
+    assert "\nAbout: The words of message 59.\n" in summaries
+    assert 'written_by="agent via library"' in summaries
+
+
+async def first_words(text: str) -> str:
+    return f"About: {text[:40]}"
 
 
 # Completions

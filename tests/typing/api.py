@@ -9,18 +9,23 @@ from typing import Literal, assert_type
 import iris_kv
 from iris_kv import (
     SCOPES,
+    Compression,
+    CompressionReport,
+    ContextManager,
     Entry,
     EntryInfo,
     Instruction,
     InstructionLibrary,
     InstructionSource,
     IrisError,
+    OpenAISummarizer,
     Page,
     Principal,
     Prompt,
     PromptSelector,
     Scope,
     Settings,
+    Summarizer,
     TokenCounter,
     Workspace,
     load_settings,
@@ -61,6 +66,27 @@ async def use_instructions(workspace: Workspace) -> None:
     assert_type(prompt, Prompt)
     assert_type(prompt.variant, Literal["compact", "full"])
     assert_type(prompt.reason, str)
+
+
+async def use_summaries(workspace: Workspace) -> None:
+    """Summarise with a function of one's own."""
+
+    async def first_line(text: str) -> str:
+        return text.splitlines()[0]
+
+    summarizer: Summarizer = first_line
+    context = ContextManager(await workspace.store(), summarizer=summarizer, token_threshold=1_000)
+    message = {"role": "user", "content": [{"type": "text", "text": "words"}]}
+    assert_type(await context.summarize_message(message, message_id="m1"), str)
+    compression = await context.compress([message, {"role": "user", "content": "text"}])
+    assert_type(compression, Compression)
+    assert_type(compression.messages, tuple[Mapping[str, object], ...])
+    assert_type(compression.report, CompressionReport)
+    assert_type(compression.report.threshold_met, bool)
+    model = OpenAISummarizer("model", base_url="http://127.0.0.1:11434/v1", api_key="any", max_tokens=None)
+    ContextManager(summarizer=model)
+    assert_type(await model("text"), str)
+    await model.aclose()
 
 
 def use_a_library(folder: Path) -> str:

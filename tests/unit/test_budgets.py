@@ -215,6 +215,7 @@ async def test_answers_with_keys_of_512_bytes_stay_within_their_budget(
         for n in range(60):
             await workspace.put(USER, "artifacts", f"{stem}{n:04}", b"value", metadata=label)
             await workspace.put(USER, "task", f"{stem}{n:04}", b"state " * 2_000, metadata=label)
+            await workspace.put(USER, "task", f"summary_{stem[8:]}{n:04}", b"state " * 2_000, metadata=label)
         calls: dict[str, dict[str, Any]] = {
             "newest": {"name": "get_artifact", "arguments": {}},
             "value": {"name": "get_artifact", "arguments": {"key": f"{stem}0000"}},

@@ -139,8 +139,15 @@ class Store(Protocol):
         """Return a page of at most `limit` (from 1 up) entries in the byte order of their keys."""
         ...
 
-    async def latest(self, scope: Scope, limit: int) -> tuple[EntryInfo, ...]:
-        """Return the live entries that were written last, newest first."""
+    async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
+        """Return the live entries that were written last, newest first.
+
+        Args:
+            scope: The entries' scope.
+            limit: How many at most, from 1 up.
+            prefix: Only those whose key starts with it.
+            without: None of those whose key starts with it; empty leaves none out.
+        """
         ...
 
     async def usage(self, scope: Scope) -> Usage:

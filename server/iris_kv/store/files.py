@@ -158,10 +158,10 @@ class FileStore:
         here = self._threads
         return await here.read(lambda: here.reading.list(scope, prefix, cursor, limit, include_expired=include_expired))
 
-    async def latest(self, scope: Scope, limit: int) -> tuple[EntryInfo, ...]:
+    async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
         """See `Store.latest`."""
         here = self._threads
-        return await here.read(lambda: here.reading.latest(scope, limit))
+        return await here.read(lambda: here.reading.latest(scope, limit, prefix, without))
 
     async def usage(self, scope: Scope) -> Usage:
         """See `Store.usage`."""

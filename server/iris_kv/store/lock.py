@@ -12,10 +12,13 @@ import json
 import os
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
+
+from anyio import from_thread
 
 from iris_kv.errors import BusyError, ForbiddenError, UnavailableError
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 LOCK: Final = "lock"
 _RECORD_BYTES: Final = 256
+_LOOK_S: Final = 0.05
+"""How often a wait looks whether its task was cancelled: nothing can wake a thread for that."""
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -157,13 +162,30 @@ class _Waiter(threading.Thread):
             return self._wanted
 
     def result(self, timeout_s: float) -> int | None:
-        """Return the locked descriptor; None if it was not to be had in time."""
-        self._ended.wait(timeout_s)
+        """Return the locked descriptor; None if it was not to be had in time. A cancelled task waits no longer."""
+        try:
+            self._wait(timeout_s)
+        except BaseException:
+            self._give_up()
+            raise
         with self._state:
             if self._error is not None:
                 raise self._error
             self._wanted = self._ended.is_set()
             return self._lock_handle if self._wanted else None
+
+    def _wait(self, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        while not self._ended.wait(min(_LOOK_S, max(0.0, until - time.monotonic()))) and time.monotonic() < until:
+            # A thread that no task waits for has nothing to be cancelled by.
+            with suppress(RuntimeError):
+                from_thread.check_cancelled()
+
+    def _give_up(self) -> None:
+        with self._state:
+            self._wanted = False
+            if self._ended.is_set() and self._error is None:
+                os.close(self._lock_handle)
 
 
 @cache

@@ -158,11 +158,15 @@ class MemoryStore:
         more = len(found) > limit
         return Page(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key if more else None)
 
-    async def latest(self, scope: Scope, limit: int) -> tuple[EntryInfo, ...]:
+    async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
         """See `Store.latest`."""
-        check_page(limit)
+        check_page(limit, prefix, without)
         now = self._clock.now_ms()
-        live = [entry.info for entry in self._entries[scope].values() if not _is_expired(entry.info, now)]
+        live = [
+            entry.info
+            for key, entry in self._entries[scope].items()
+            if key.startswith(prefix) and not (without and key.startswith(without)) and not _is_expired(entry.info, now)
+        ]
         return tuple(sorted(live, key=lambda info: (-info.updated_at, info.key))[:limit])
 
     async def usage(self, scope: Scope) -> Usage:

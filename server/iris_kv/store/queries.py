@@ -22,8 +22,12 @@ ROW: Final = (
 )
 _ENTRY: Final = f"SELECT {ROW} FROM entry WHERE scope=? AND key=?"
 _ROWS: Final = f"SELECT {ROW} FROM entry WHERE scope=? AND key>=? ORDER BY key LIMIT ?"
+_NEWEST: Final = (
+    f"SELECT {ROW} FROM entry WHERE scope=? AND substr(key,1,length(?))=? AND (?='' OR substr(key,1,length(?))<>?)"
+    " ORDER BY updated_at DESC, key LIMIT ?"
+)
 
-Order = Literal["size DESC", "updated_at", "updated_at DESC"]
+Order = Literal["size DESC", "updated_at"]
 
 
 class Row(NamedTuple):
@@ -88,6 +92,11 @@ class Queries:
             if len(rows) < PAGE_ROWS:
                 return
             after = rows[-1].key + "\0"
+
+    def newest(self, scope: Scope, prefix: str, without: str, limit: int) -> list[Row]:
+        """Return the rows written last whose keys start with `prefix` and not with `without`, where it is not empty."""
+        found = self._fetch(_NEWEST, (scope, prefix, prefix, without, without, without, limit))
+        return [_row(row) for row in found]
 
     def ranked(self, scope: Scope, order: Order, limit: int) -> list[Row]:
         """Return the first rows of a scope in an order."""

@@ -149,14 +149,14 @@ class Reading:
                 return Page(entries=tuple(found), next_cursor=None)
             after = rows[-1].key + "\0"
 
-    def latest(self, scope: Scope, limit: int) -> tuple[EntryInfo, ...]:
-        """Return the live entries written last, newest first."""
-        check_page(limit)
+    def latest(self, scope: Scope, limit: int, prefix: str, without: str) -> tuple[EntryInfo, ...]:
+        """Return the live entries written last whose keys start so and not so, newest first."""
+        check_page(limit, prefix, without)
         now = self._engine.clock.now_ms()
         index = self._engine.fresh_cache().index.readers
         reach = limit
         while True:
-            rows = index.ranked(scope, "updated_at DESC", reach)
+            rows = index.newest(scope, prefix, without, reach)
             live = [row for row in rows if not self._engine.notes.is_expired(row, now)]
             if len(live) >= limit or len(rows) < reach:
                 return tuple(self._info(row) for row in live[:limit])
