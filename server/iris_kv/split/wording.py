@@ -68,7 +68,7 @@ def said_of(text: bytes, titles: Sequence[str], within: str) -> tuple[str, str]:
     """
     found = blocks(text)
     lines = list(_prose_lines(text, found))
-    topic = "; ".join(dict.fromkeys(filter(None, map(_named, titles[:_TOPICS]))))
+    topic = "; ".join(dict.fromkeys(named for title in titles[:_TOPICS] if (named := _named(title))))
     if topic and _named(within):
         topic += f" in {_named(within)}"
     about = _sub_topics(found, titles)
