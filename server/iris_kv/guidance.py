@@ -13,6 +13,7 @@ from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSou
 from iris_kv.location import Location
 from iris_kv.model import Clock
 from iris_kv.prompts import PromptSelector, PromptSource
+from iris_kv.rollout import LiveRollout, rollout_files
 from iris_kv.settings import Settings, shipped
 from iris_kv.tokens import TokenCounter
 
@@ -61,12 +62,9 @@ class Guidance:
         self.counter: Final = counter or TokenCounter()
         self.sources: Final = instruction_sources(location, settings)
         self.library: Final = InstructionLibrary(self.sources, self.counter)
-        self.prompts: Final = PromptSelector(
-            PromptSource(shipped("prompts") / "system.md"),
-            self.library,
-            compact=settings.prompt.compact,
-            reason=settings.origins.get("prompt.compact", "default"),
-        )
+        source = shipped("prompts") / "system.md"
+        self.rollout: Final = LiveRollout(settings, rollout_files(source))
+        self.prompts: Final = PromptSelector(PromptSource(source), self.library, self.rollout)
         self.clock: Final[Clock] = clock or SystemClock()
         self._refreshed_at = self.clock.now_ms()
 

@@ -11,15 +11,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import Instruction, InstructionLibrary
-from iris_kv.model import Frozen, digest_of
+from iris_kv.model import digest_of
+from iris_kv.rollout import Choice, LiveRollout, Variant, check_variant
 from iris_kv.tokens import estimate
 
-Variant = Literal["compact", "full"]
-VARIANTS: Final[tuple[Variant, ...]] = ("compact", "full")
 MARKER: Final = b"<!-- iris:instructions -->"
 
 TABLE_TOKENS: Final = 300
@@ -47,12 +46,9 @@ _MORE: Final = "More exist: call `list_instructions` with words of your task."
 _log = logging.getLogger(__name__)
 
 
-class Prompt(Frozen):
+class Prompt(Choice):
     """A rendered system prompt, and why it is this one."""
 
-    variant: Variant
-    reason: str
-    """Such as `argument`, `default` or `environment USE_KV_CACHE_PROMPT`."""
     text: str
     digest: str
 
@@ -119,33 +115,27 @@ class PromptSource:
 class PromptSelector:
     """Chooses and renders the system prompt.
 
-    `compact` may be set while the server runs: the next fetch follows it.
+    `compact`, the flag, may be set while the server runs: the next fetch follows it.
     """
 
-    def __init__(self, source: PromptSource, library: InstructionLibrary, *, compact: bool, reason: str) -> None:
-        """Choose `compact` or not by default, for the reason given."""
+    def __init__(self, source: PromptSource, library: InstructionLibrary, rollout: LiveRollout) -> None:
+        """Render a source with the instructions of a library, and choose as the rollout says."""
         self._source = source
         self._library = library
-        self._compact = compact
-        self._reason = reason
-
-    @property
-    def reason(self) -> str:
-        """Why `compact` is what it is."""
-        return self._reason
+        self._rollout = rollout
 
     @property
     def compact(self) -> bool:
-        """Whether the compact prompt is served where no argument asks for one."""
-        return self._compact
+        """The flag: whether compact is served to whom the rollout gives it; without it all get full."""
+        return self._rollout.flag[0]
 
     @compact.setter
     def compact(self, value: bool) -> None:
-        self._compact = value
-        self._reason = "set while running"
+        self._rollout.set_flag(compact=value)
 
     def refresh(self) -> bool:
         """Read the source again if it changed; tell whether the prompt changed."""
+        self._rollout.read()
         return self._source.refresh()
 
     @property
@@ -154,24 +144,29 @@ class PromptSelector:
         return self._source.before, self._source.after
 
     @property
-    def error(self) -> str | None:
-        """What is wrong with the source's last edit; the last good one is served."""
-        return self._source.error
+    def errors(self) -> tuple[str, ...]:
+        """What is wrong with the last edits of source and rollout; the last good ones are in force."""
+        own = () if self._source.error is None else (self._source.error,)
+        return (*own, *self._rollout.errors)
 
-    def select(self, variant: str | None = None) -> Prompt:
-        """Return the prompt that an argument asks for, else the configured one.
+    def choose(self, variant: str | None = None, subject: str | None = None) -> Choice:
+        """Return which variant a subject gets now that asks for one, or for none.
 
         Raises:
             InvalidArgumentError: There is no such variant.
         """
-        if variant is None:
-            chosen: Variant = "compact" if self._compact else "full"
-            reason = self._reason
-        else:
-            chosen, reason = check_variant(variant), "argument"
-        text = self.render(chosen)
-        _log.info("prompt variant=%s reason=%r", chosen, reason)
-        return Prompt(variant=chosen, reason=reason, text=text, digest=digest_of(text.encode()))
+        return self._rollout.choose(None if variant is None else check_variant(variant), subject)
+
+    def select(self, variant: str | None = None, subject: str | None = None) -> Prompt:
+        """Return the prompt that a subject gets now; it reads files, so it is called in a thread.
+
+        Raises:
+            InvalidArgumentError: There is no such variant.
+        """
+        choice = self.choose(variant, subject)
+        text = self.render(choice.variant)
+        _log.info("prompt variant=%s reason=%r", choice.variant, choice.shown)
+        return Prompt(**dict(choice), text=text, digest=digest_of(text.encode()))
 
     def render(self, variant: Variant) -> str:
         """Return the text of a variant."""
@@ -188,18 +183,6 @@ class PromptSelector:
         rest = estimate(_SERVER_RULE + _SERVER_CACHE)
         lines = trigger_lines(self._library.instructions, SERVER_TOKENS - rest, essentials=False)
         return _within_chars(lines)
-
-
-def check_variant(variant: str) -> Variant:
-    """Return a variant's name.
-
-    Raises:
-        InvalidArgumentError: There is no such variant.
-    """
-    for known in VARIANTS:
-        if variant == known:
-            return known
-    raise InvalidArgumentError(f"unknown prompt variant {variant!r}", "compact or full", "take one of the two")
 
 
 def trigger_lines(instructions: Sequence[Instruction], max_tokens: int, *, essentials: bool) -> list[str]:

@@ -18,7 +18,8 @@ from iris_kv.errors import ConflictError, IrisError, NotFoundError
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import EntryInfo, Frozen, Limits, Scope, digest_of
 from iris_kv.policy import SEEDER
-from iris_kv.prompts import VARIANTS, PromptSelector, Variant
+from iris_kv.prompts import PromptSelector
+from iris_kv.rollout import VARIANTS, Variant
 from iris_kv.store.base import Store
 
 _log = logging.getLogger(__name__)

@@ -177,12 +177,12 @@ def test_prompt_says_by_which_layer_it_was_chosen(cli: Cli, monkeypatch: pytest.
         seen.append(cli("prompt").err.split(")")[0])
 
     assert seen == [
-        "compact (chosen by: default",
-        "full (chosen by: workspace configuration",
-        "compact (chosen by: user configuration",
-        "full (chosen by: .env USE_KV_CACHE_PROMPT",
-        "compact (chosen by: environment USE_KV_CACHE_PROMPT",
-        "full (chosen by: environment",
+        "compact (chosen by: phase_on in prompts/rollout.toml",
+        "full (chosen by: flag in workspace configuration",
+        "compact (chosen by: phase_on in prompts/rollout.toml",
+        "full (chosen by: flag in .env USE_KV_CACHE_PROMPT",
+        "compact (chosen by: phase_on in prompts/rollout.toml",
+        "full (chosen by: flag in environment",
     ]
 
 

@@ -11,7 +11,9 @@ import pytest
 from iris_kv.instructions import InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Limits, Provenance, Scope, digest_of
 from iris_kv.prompts import PromptSelector, PromptSource
+from iris_kv.rollout import LiveRollout
 from iris_kv.seeding import SeedReport, degradation, seed
+from iris_kv.settings import Settings
 from iris_kv.store.memory import MemoryStore
 
 LIMITS: dict[Scope, Limits] = {
@@ -28,9 +30,8 @@ class Process:
         self.store = store
         self.labels = [source.label for source in sources]
         self.library = InstructionLibrary(sources)
-        self.prompts = PromptSelector(
-            PromptSource(folders[0].parent / "system.md"), self.library, compact=True, reason="default"
-        )
+        source = PromptSource(folders[0].parent / "system.md")
+        self.prompts = PromptSelector(source, self.library, LiveRollout(Settings(), []))
 
     async def seed(self, *, force: bool = False) -> SeedReport:
         self.library.refresh()

@@ -15,7 +15,7 @@ from iris_kv.errors import IrisError, NotFoundError
 from iris_kv.instructions import LibraryError
 from iris_kv.location import Location
 from iris_kv.model import Frozen, utc_text
-from iris_kv.settings import Settings, load_settings
+from iris_kv.settings import settings_at_hand
 from iris_kv.workspace import ScopeActivity, Workspace
 
 doctor_app = typer.Typer()
@@ -68,22 +68,20 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
     problems: list[str] = []
     notes: list[str] = []
     location: Location | None = None
-    settings = Settings()
     try:
         location = locate(workspace)
     except IrisError as error:
         problems.append(str(error))
-    try:
-        settings = load_settings(None if location is None else location.root, arguments)
-    except IrisError as error:
-        problems.append(str(error))
+    settings, broken = settings_at_hand(None if location is None else location.root, arguments)
+    problems += [] if broken is None else [str(broken)]
     found = Workspace(location, settings, face="cli", create=False)
     try:
+        prompt = await found.choice()
         activity, calls = await _history(found, location, notes, problems)
     finally:
         await found.aclose()
     problems += [f"{error.file}: {error.problem}" for error in found.library.errors]
-    problems += [] if found.prompts.error is None else [found.prompts.error]
+    problems += found.prompts.errors
     problems += _place_problems(location)
     root = None if location is None else str(location.root)
     return Diagnosis(
@@ -93,7 +91,7 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
         workspace=root,
         workspace_reason="none found" if location is None else location.reason,
         settings=dict(settings.origins),
-        prompt=f"{'compact' if found.prompts.compact else 'full'} ({found.prompts.reason})",
+        prompt=f"{prompt.variant} ({prompt.shown})",
         activity=activity,
         instruction_calls=calls,
         library_errors=found.library.errors,

@@ -48,6 +48,9 @@ FoldersOption = Annotated[
     list[Path] | None,
     typer.Option("--instructions", help="A folder of instructions, over the shipped ones; repeatable."),
 ]
+SubjectOption = Annotated[
+    str | None, typer.Option("--subject", help="For whom the rollout decides; without it, the workspace's id.")
+]
 TrustOption = Annotated[bool, typer.Option("--trust-owner", help="Accept a cache that another user owns.")]
 
 _PROGRESS_AFTER_S: Final = 1.0
