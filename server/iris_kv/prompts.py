@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from iris_kv.errors import InvalidArgumentError
+from iris_kv.errors import InvalidArgumentError, UnavailableError
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import digest_of
 from iris_kv.rollout import Choice, LiveRollout, Variant, check_variant
@@ -118,11 +118,20 @@ class PromptSelector:
     `compact`, the flag, may be set while the server runs: the next fetch follows it.
     """
 
-    def __init__(self, source: PromptSource, library: InstructionLibrary, rollout: LiveRollout) -> None:
-        """Render a source with the instructions of a library, and choose as the rollout says."""
-        self._source = source
+    def __init__(self, source: Path, library: InstructionLibrary, rollout: LiveRollout, *, label: str = "") -> None:
+        """Render a file with the instructions of a library, and choose as the rollout says.
+
+        A file that cannot be read yet is read once it can; until then rendering says why it fails.
+        `label` tells copies of this prompt from those of other sources; `""` is the shipped one.
+        """
+        self.label: Final = label
+        self._path = source
+        self._source: PromptSource | None = None
+        self._unread: InvalidArgumentError | None = None
+        self._told: str | None = None
         self._library = library
         self._rollout = rollout
+        self.refresh()
 
     @property
     def compact(self) -> bool:
@@ -136,18 +145,41 @@ class PromptSelector:
     def refresh(self) -> bool:
         """Read the source again if it changed; tell whether the prompt changed."""
         self._rollout.read()
-        return self._source.refresh()
+        changed = self._first_read() if self._source is None else self._source.refresh()
+        error = self._source_error
+        if error is not None and error != self._told:
+            _log.error("the prompt source is broken: %s", error)
+        self._told = error
+        return changed
+
+    def _first_read(self) -> bool:
+        try:
+            self._source, self._unread = PromptSource(self._path), None
+        except InvalidArgumentError as error:
+            self._unread = error
+        return self._unread is None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether there is a source to render, be it an earlier one than the file now holds."""
+        return self._source is not None
 
     @property
     def source_state(self) -> tuple[bytes, bytes]:
         """The source around the marker line; with the instructions it decides every rendering."""
-        return self._source.before, self._source.after
+        return (b"", b"") if self._source is None else (self._source.before, self._source.after)
 
     @property
     def errors(self) -> tuple[str, ...]:
         """What is wrong with the last edits of source and rollout; the last good ones are in force."""
-        own = () if self._source.error is None else (self._source.error,)
-        return (*own, *self._rollout.errors)
+        error = self._source_error
+        return self._rollout.errors if error is None else (error, *self._rollout.errors)
+
+    @property
+    def _source_error(self) -> str | None:
+        if self._source is None:
+            return str(self._unread)
+        return self._source.error
 
     def choose(self, variant: str | None = None, subject: str | None = None) -> Choice:
         """Return which variant a subject gets now that asks for one, or for none.
@@ -162,6 +194,7 @@ class PromptSelector:
 
         Raises:
             InvalidArgumentError: There is no such variant.
+            UnavailableError: The source was never readable.
         """
         choice = self.choose(variant, subject)
         text = self.render(choice.variant)
@@ -169,10 +202,18 @@ class PromptSelector:
         return Prompt(**dict(choice), text=text, digest=digest_of(text.encode()))
 
     def render(self, variant: Variant) -> str:
-        """Return the text of a variant."""
+        """Return the text of a variant.
+
+        Raises:
+            UnavailableError: The source was never readable.
+        """
+        if self._unread is not None:
+            # No other prompt in its place: a wrong one would be followed without anybody's notice.
+            raise UnavailableError(self._unread.wrong, self._unread.allowed, "mend the file, or take out the setting")
+        before, after = self.source_state
         instructions = self._library.instructions
         middle = self._table(instructions) if variant == "compact" else _bodies(instructions)
-        return (self._source.before + middle.encode() + self._source.after).decode()
+        return (before + middle.encode() + after).decode()
 
     def _table(self, instructions: Sequence[Instruction]) -> str:
         lines = trigger_lines(instructions, TABLE_TOKENS, essentials=True)

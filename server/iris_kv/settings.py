@@ -47,7 +47,7 @@ _KILL: Final = "prompt.kill"
 _BOOL: Final = TypeAdapter(bool)
 _OUTSIDE_SETTINGS: Final = frozenset({"IRIS_KV_WORKSPACE"})
 _FROM_WORKSPACE: Final = "workspace configuration"
-_WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions.folders")
+_WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions")
 
 Megabytes = Annotated[float, Field(gt=0, le=MAX_QUOTA_MB, allow_inf_nan=False)]
 Hours = Annotated[float, Field(gt=0, le=MAX_TTL_HOURS, allow_inf_nan=False)]
@@ -87,6 +87,11 @@ class ScopesSettings(_Table):
 class PromptSettings(_Table):
     """Which system prompt is served; what is None here is as the rollout files say."""
 
+    source: Annotated[Path, AfterValidator(_with_home)] | None = None
+    """The file that the prompt is rendered from; None: the shipped one.
+
+    `~` is the home folder; a relative one starts at the workspace.
+    """
     compact: bool = True
     """True: the core with the trigger table, as the rollout goes. False: every instruction inlined, for all."""
     phase: Phase | None = None
@@ -108,6 +113,8 @@ class InstructionSettings(_Table):
 
     `~` is the home folder; a relative one starts at the workspace.
     """
+    shipped: bool | None = None
+    """Whether the shipped instructions are served; None: with the shipped prompt only."""
 
 
 class Settings(BaseSettings):

@@ -159,6 +159,14 @@ async def test_stats_tell_what_this_workspace_gets(era: Era, open_server: Open, 
     ]
 
 
+@pytest.mark.parametrize(("variant", "served"), [("full", "full"), ("compact", "compact")])
+async def test_a_server_can_be_started_with_the_flag(era: Era, serve: Serve, variant: str, served: str) -> None:
+    async with serve(era, "--variant", variant, env={"USE_KV_CACHE_PROMPT": "false"}) as session:
+        got, why = await fetch(session)
+
+    assert (got, why.split(" ")[0]) == (served, "flag" if served == "full" else "phase_on")
+
+
 # The kill switch
 
 

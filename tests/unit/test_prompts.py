@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from iris_kv.errors import InvalidArgumentError
+from iris_kv.errors import InvalidArgumentError, UnavailableError
 from iris_kv.instructions import InstructionLibrary, InstructionSource
 from iris_kv.model import digest_of
-from iris_kv.prompts import SERVER_CHARS, PromptSelector, PromptSource
+from iris_kv.prompts import SERVER_CHARS, PromptSelector
 from iris_kv.rollout import LiveRollout
 from iris_kv.settings import PromptSettings, Settings, shipped
 from iris_kv.tokens import TokenCounter
@@ -36,7 +36,7 @@ def select(tmp_path: Path) -> Select:
         (tmp_path / "system.md").write_bytes(source.encode())
         library = InstructionLibrary([InstructionSource(folder=tmp_path / "i", origin="folder", label="i")])
         rollout = LiveRollout(Settings(prompt=PromptSettings(compact=compact)), [])
-        return PromptSelector(PromptSource(tmp_path / "system.md"), library, rollout)
+        return PromptSelector(tmp_path / "system.md", library, rollout)
 
     (tmp_path / "i").mkdir()
     return selector
@@ -86,8 +86,11 @@ def test_an_unknown_variant_is_refused(select: Select) -> None:
     ],
 )
 def test_a_source_has_exactly_one_marker_line(select: Select, source: str, problem: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=f"the prompt source 'system.md' {problem}"):
-        select(source)
+    prompts = select(source)
+
+    with pytest.raises(UnavailableError, match=f"the prompt source 'system.md' {problem}"):
+        prompts.render("full")
+    assert problem in prompts.errors[0]
 
 
 def test_a_broken_edit_keeps_the_last_good_source_until_it_is_mended(select: Select, tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_the_tables_do_not_depend_on_the_tokenizer(tmp_path: Path) -> None:
 
     def rendered(counter: TokenCounter) -> tuple[str, str]:
         library = InstructionLibrary([InstructionSource(folder=tmp_path, origin="folder", label="i")], counter)
-        source = PromptSource(shipped("prompts") / "system.md")
+        source = shipped("prompts") / "system.md"
         prompts = PromptSelector(source, library, LiveRollout(Settings(), []))
         return prompts.render("compact"), prompts.server_instructions()
 

@@ -241,7 +241,7 @@ def test_an_unknown_argument_is_refused(workspace: Path) -> None:
         ("[scopes.task]\nttl_hours = 1e9\n", "scopes.task.ttl_hours in user configuration is 1000", "876000"),
         ("[instructions]\nfolders = 'x'\n", "instructions.folders in user configuration is 'x'", "valid tuple"),
         ('[instructions]\nfolders = ["a\\u0000"]\n', "instructions.folders in user configuration", "NUL"),
-        ("prompt = 1\n", "prompt in user configuration is 1", "a table of compact"),
+        ("prompt = 1\n", "prompt in user configuration is 1", "a table of source, compact, phase"),
         ("scopes = []\n", "scopes in user configuration is []", "a table of system, instructions"),
         ("[scopes]\ntask = 'x'\n", "scopes.task in user configuration is 'x'", "a table of quota_mb"),
         ("[profile]\na = 1\n", "profile in user configuration is {'a': 1}", "'standard' or 'full'"),
@@ -383,13 +383,29 @@ def test_the_user_may_name_folders_anywhere(workspace: Path, tmp_path: Path) -> 
     assert folders == (Path("/opt/instructions"), tmp_path / "home" / "mine", Path("docs"))
 
 
+def test_the_workspaces_file_may_leave_the_shipped_instructions_out_which_it_could_override_anyway(
+    workspace: Path,
+) -> None:
+    write_workspace(workspace, "[instructions]\nshipped = false\n")
+
+    assert load_settings(workspace).instructions.shipped is False
+
+
+def test_the_users_prompt_source_may_start_at_the_home_folder(workspace: Path, tmp_path: Path) -> None:
+    write_user("[prompt]\nsource = '~/mine.md'\n")
+
+    assert load_settings(workspace).prompt.source == tmp_path / "home" / "mine.md"
+
+
 def test_folders_of_the_workspaces_file_that_are_overruled_do_no_harm(workspace: Path) -> None:
     write_workspace(workspace, "[instructions]\nfolders = ['..']\n")
 
     assert load_settings(workspace, {"instructions.folders": [Path("/x")]}).instructions.folders == (Path("/x"),)
 
 
-@pytest.mark.parametrize("key", ["phase = 'off'", "percent = 5", "allow = ['a']", "kill = false", "subject = 'a'"])
+@pytest.mark.parametrize(
+    "key", ["phase = 'off'", "percent = 5", "allow = ['a']", "kill = false", "subject = 'a'", "source = 'p.md'"]
+)
 def test_the_workspaces_file_may_not_steer_the_rollout(workspace: Path, key: str) -> None:
     write_workspace(workspace, f"[prompt]\n{key}\n")
 

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 import typer
 
 from iris_kv import __version__
-from iris_kv.cli.output import FoldersOption, JsonOption, TrustOption, WorkspaceOption, given, locate, run, show
+from iris_kv.cli.output import (
+    FoldersOption,
+    JsonOption,
+    PromptOption,
+    TrustOption,
+    WorkspaceOption,
+    given,
+    locate,
+    run,
+    show,
+)
 from iris_kv.errorlog import ServerError, described, error_log_path, last_errors
 from iris_kv.errors import IrisError, NotFoundError
 from iris_kv.instructions import LibraryError
@@ -52,11 +62,12 @@ class Diagnosis(Frozen):
 def doctor(
     workspace: WorkspaceOption = None,
     instructions: FoldersOption = None,
+    prompt: PromptOption = None,
     trust_owner: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say which workspace is used and why, what was written and read lately, and what is wrong."""
-    arguments = given(instructions, trust_owner=trust_owner)
+    arguments = given(instructions, prompt, trust_owner=trust_owner)
     found = run(lambda: diagnose(workspace, arguments), as_json=as_json)
     show(found, "\n".join(_lines(found)), as_json=as_json)
     if found.problems:

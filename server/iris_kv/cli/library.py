@@ -14,6 +14,7 @@ from iris_kv.block import install_block, uninstall_block
 from iris_kv.cli.output import (
     FoldersOption,
     JsonOption,
+    PromptOption,
     SubjectOption,
     WorkspaceOption,
     given,
@@ -115,6 +116,7 @@ def check_instructions(
 def prompt(
     variant: Annotated[str | None, typer.Option(help="compact or full; without it, as the rollout decides.")] = None,
     subject: SubjectOption = None,
+    source: PromptOption = None,
     install: Annotated[Path | None, typer.Option(help="Write the trigger table into this file.")] = None,
     uninstall: Annotated[Path | None, typer.Option(help="Take the trigger table out of this file.")] = None,
     workspace: WorkspaceOption = None,
@@ -131,7 +133,7 @@ def prompt(
             uninstall_block(uninstall)
             show({"file": str(uninstall), "outcome": "removed"}, f"removed: {uninstall}", as_json=as_json)
             return
-        served = _workspace(workspace, instructions)
+        served = _workspace(workspace, instructions, source)
         if install is not None:
             outcome = install_block(install, installed_text(served))
             show({"file": str(install), "outcome": outcome}, f"{outcome}: {install}", as_json=as_json)
@@ -155,10 +157,10 @@ async def _preview(served: Workspace, variant: str | None, subject: str | None) 
         await served.aclose()
 
 
-def _workspace(name: str | None, folders: list[Path] | None) -> Workspace:
+def _workspace(name: str | None, folders: list[Path] | None, prompt: Path | None = None) -> Workspace:
     """Return the library and the prompts; they are served where no workspace is named or found, too."""
     location = _location(name)
-    settings = load_settings(None if location is None else location.root, given(folders))
+    settings = load_settings(None if location is None else location.root, given(folders, prompt))
     return Workspace(location, settings, face="cli", create=False)
 
 
