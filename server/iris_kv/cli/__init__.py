@@ -15,6 +15,7 @@ from iris_kv.cli.clients import clients
 from iris_kv.cli.doctor import doctor_app
 from iris_kv.cli.entries import entries
 from iris_kv.cli.library import library, prompts
+from iris_kv.cli.rollout import rollout
 from iris_kv.cli.server import server
 from iris_kv.cli.upkeep import upkeep
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(server)
 app.add_typer(prompts)
 app.add_typer(library, name="instructions")
+app.add_typer(rollout, name="rollout")
 app.add_typer(entries)
 app.add_typer(upkeep)
 app.add_typer(clients)
