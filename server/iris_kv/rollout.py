@@ -151,8 +151,8 @@ class Choice(Frozen):
 class LiveRollout:
     """The rollout as settings and files say now, and the flag over it.
 
-    The files are read at each choice: together they take some 30 µs, and unlike a look at their times
-    that also sees an edit within one tick of the file system's clock. A broken edit keeps what the file
+    The files are read at each choice. That takes 40 µs for each instead of 3 µs for a look at its times,
+    and sees an edit within one tick of the file system's clock, too. A broken edit keeps what the file
     said before. One that may mean `kill`, or a file that is broken at the first look, kills: full
     prompts are what everybody had before, so that they are the safe side.
     """
