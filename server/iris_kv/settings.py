@@ -201,8 +201,8 @@ def settings_at_hand(
 ) -> tuple[Settings, IrisError | None]:
     """Return what can be had of the settings whatever is broken, and what is.
 
-    A broken file of the workspace leaves the user's own settings standing. If one of these is broken,
-    it may be the one that was to kill the rollout: the arguments alone count then, and full is served.
+    A broken `.iris/config.toml` leaves all other layers standing. If one of these is broken, it may be
+    the one that was to kill the rollout: the arguments alone count then, and full is served.
     """
     given = arguments or {}
     try:
@@ -210,7 +210,7 @@ def settings_at_hand(
     except IrisError as error:
         problem = error
     with suppress(IrisError):
-        return load_settings(None, given), problem
+        return _merged(_layers_over_the_workspaces(workspace, given))[0], problem
     killed = _Layer("the broken configuration", {_KILL: True})
     with suppress(IrisError):
         return _merged([_layer("argument", _tree(given)), killed])[0], problem
@@ -248,14 +248,18 @@ def shipped(kind: Literal["instructions", "prompts"]) -> Path:
 
 
 def _layers(workspace: Path | None, arguments: Mapping[str, object]) -> Iterator[_Layer]:
+    yield from _layers_over_the_workspaces(workspace, arguments)
+    if workspace is not None:
+        yield _workspace_layer(workspace)
+
+
+def _layers_over_the_workspaces(workspace: Path | None, arguments: Mapping[str, object]) -> Iterator[_Layer]:
     yield _layer("argument", _tree(arguments))
     yield _layer("environment", _from_environment())
     yield _flag_layer("environment " + FLAG, EnvSettingsSource(_Flag)())
     if workspace is not None:
         yield _flag_layer(".env " + FLAG, _from_dotenv(workspace / ".env"))
     yield _layer("user configuration", _read_toml(user_config_path()))
-    if workspace is not None:
-        yield _workspace_layer(workspace)
 
 
 def _workspace_layer(workspace: Path) -> _Layer:

@@ -19,6 +19,8 @@ _CALLS: Final = "get_instruction:"
 _RECENT_DAYS: Final = 7
 _NOBODY: Final = "-"
 """Stands for the subject where none was known."""
+_MAX_NOTED: Final = 10_000
+"""How many names wait for a store that cannot take them; then subjects are not told apart any more."""
 
 
 class Exposures(Frozen):
@@ -71,9 +73,10 @@ class Tally:
 
     def note_exposure(self, prompt: Prompt, subject: str | None) -> None:
         """Count a fetch of the system prompt."""
-        who = _NOBODY if subject is None else subject_hash(subject)
         digest = prompt.digest[:SHORT_DIGEST_CHARS].removeprefix("sha256:")
-        self._note(f"exposure:{prompt.variant}:{prompt.reason}:{digest}:{who}")
+        name = f"exposure:{prompt.variant}:{prompt.reason}:{digest}:"
+        full = sum(map(len, self._noted.values())) >= _MAX_NOTED
+        self._note(name + (_NOBODY if subject is None or full else subject_hash(subject)))
 
     def _note(self, name: str) -> None:
         self._noted.setdefault(day_of(self._clock.now_ms()), Counter())[name] += 1

@@ -15,8 +15,11 @@ from test_cli_verbs import Cli, isolated_cli
 
 from iris_kv.location import Location
 from iris_kv.model import DAY_MS, digest_of, short_digest
+from iris_kv.prompts import Prompt
 from iris_kv.rollout import bucket, subject_hash
 from iris_kv.settings import Settings
+from iris_kv.store.memory import MemoryStore
+from iris_kv.tally import Tally
 from iris_kv.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -113,6 +116,17 @@ async def test_exposures_are_shown_for_as_many_days_as_asked(cli: Cli, open_serv
 
     assert [each.day for each in week] == [f"2026-01-0{n}" for n in (8, 7, 6, 5, 4, 3, 2)]
     assert today == ()
+
+
+async def test_a_flood_of_subjects_that_cannot_be_written_down_is_bounded(clock: Clock) -> None:
+    tally, store = Tally(clock), MemoryStore(clock)
+    prompt = Prompt(variant="full", reason="flag", origin="", note="", text="", digest=digest_of(b""))
+    for n in range(10_500):
+        tally.note_exposure(prompt, f"subject {n}")
+    await tally.write(store)
+
+    (exposures,) = await tally.exposures(store, 1)
+    assert (exposures.times, exposures.subjects) == (10_500, 10_001)
 
 
 async def test_what_others_wrote_into_the_counters_is_passed_over(cli: Cli, open_server: Open, clock: Clock) -> None:

@@ -141,9 +141,14 @@ async def test_where_the_store_cannot_answer_a_percentage_gives_full_to_whom_nob
     (workspace / ".iris").touch()
     async with open_server(era) as session:
         seen = [await fetch(session), await fetch(session, subject=EARLY)]
+        (workspace / ".iris").unlink()
+        seen += [await fetch(session, subject=EARLY)]
+        await session.workspace.aclose()
+        exposures = await session.workspace.exposures(2)
 
     reason = "phase_percent in iris-kv/rollout.toml)"
-    assert seen == [("full", reason), ("compact", reason)]
+    assert seen == [("full", reason), ("compact", reason), ("compact", reason)]
+    assert [(each.variant, each.times, each.subjects) for each in exposures] == [("full", 1, 1), ("compact", 2, 1)]
 
 
 async def test_stats_tell_what_this_workspace_gets(era: Era, open_server: Open, config: Path) -> None:

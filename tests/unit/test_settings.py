@@ -455,13 +455,15 @@ def test_a_mistake_in_the_rollout_is_told(workspace: Path, toml: str, words: str
 # What counts where something is broken
 
 
-def test_a_broken_file_of_the_workspace_leaves_the_users_settings_standing(workspace: Path) -> None:
+def test_a_broken_file_of_the_workspace_leaves_all_other_layers_standing(workspace: Path) -> None:
     write_user("[prompt]\nphase = 'off'\n")
+    (workspace / ".env").write_text("USE_KV_CACHE_PROMPT=false\n")
     write_workspace(workspace, "[scopes\n")
 
     settings, problem = settings_at_hand(workspace, {"profile": "full"})
 
     assert (settings.prompt.phase, settings.prompt.kill, settings.profile) == ("off", False, "full")
+    assert settings.prompt.compact is False
     assert "config.toml is not TOML" in str(problem)
 
 

@@ -43,7 +43,7 @@ COUNTER_DAYS = 90
 """Counters of days that are older are forgotten by `Store.collect`."""
 
 MAX_COUNTERS = 50_000
-"""How many counters `Store.collect` keeps, those of the newest days: names may come from clients."""
+"""How many counters `Store.collect` keeps, of the newest days, and of a day the highest: names may come from clients."""
 
 
 class Reader(Protocol):

@@ -154,11 +154,11 @@ class Writer(Snapshot):
         )
 
     def trim_counts(self, since: str) -> None:
-        """Forget the counters of days before `since`, and all but the newest days' many; inside a transaction."""
+        """Forget the counters of days before `since`, and the lowest of the oldest over the bound; in a transaction."""
         self._connection.execute("DELETE FROM counter WHERE day<?", (since,))
         self._connection.execute(
             "DELETE FROM counter WHERE (name, day) IN"
-            " (SELECT name, day FROM counter ORDER BY day DESC, name LIMIT -1 OFFSET ?)",
+            " (SELECT name, day FROM counter ORDER BY day DESC, n DESC, name LIMIT -1 OFFSET ?)",
             (MAX_COUNTERS,),
         )
 

@@ -271,12 +271,12 @@ class MemoryStore:
 
     def _trim_counts(self) -> None:
         since = oldest_counted_day(self._clock.now_ms())
-        kept = [(day, name) for name, days in self._counts.items() for day in days if day >= since]
-        kept = sorted(kept, key=lambda each: each[1])
-        kept = sorted(kept, key=lambda each: each[0], reverse=True)[:MAX_COUNTERS]
+        held = [(day, n, name) for name, days in self._counts.items() for day, n in days.items() if day >= since]
+        held.sort(key=lambda each: each[2])
+        held.sort(key=lambda each: each[:2], reverse=True)
         counts: dict[str, dict[str, int]] = {}
-        for day, name in kept:
-            counts.setdefault(name, {})[day] = self._counts[name][day]
+        for day, n, name in held[:MAX_COUNTERS]:
+            counts.setdefault(name, {})[day] = n
         self._counts = counts
 
     def _note(self, scope: Scope, key: str, op: Operation) -> None:
