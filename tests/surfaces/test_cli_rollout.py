@@ -13,17 +13,19 @@ import pytest
 from anyio import to_thread
 from test_cli_verbs import Cli, isolated_cli
 
+from iris_kv.errors import BusyError
 from iris_kv.location import Location
 from iris_kv.model import DAY_MS, digest_of, short_digest
 from iris_kv.prompts import Prompt
 from iris_kv.rollout import bucket, subject_hash
 from iris_kv.settings import Settings
+from iris_kv.store.lock import WriteLock
 from iris_kv.store.memory import MemoryStore
 from iris_kv.tally import Tally
 from iris_kv.workspace import Workspace
 
 if TYPE_CHECKING:
-    from tests.conftest import Clock
+    from tests.conftest import Clock, OpenFileStore
     from tests.surfaces.conftest import Era, Open, Serve, Session
 
 cli = pytest.fixture(isolated_cli)
@@ -116,6 +118,24 @@ async def test_exposures_are_shown_for_as_many_days_as_asked(cli: Cli, open_serv
 
     assert [each.day for each in week] == [f"2026-01-0{n}" for n in (8, 7, 6, 5, 4, 3, 2)]
     assert today == ()
+
+
+async def test_what_a_busy_store_cannot_take_is_counted_later(
+    open_file_store: OpenFileStore, workspace: Path, clock: Clock
+) -> None:
+    tally = Tally(clock)
+    tally.note_instruction("research")
+    async with open_file_store(lock_timeout_s=0.01) as store:
+        folder = os.open(workspace / ".iris/kv-cache/.store", os.O_RDONLY)
+        lock = WriteLock(folder, 1)
+        with lock.held(), pytest.raises(BusyError):
+            await tally.write(store)
+        lock.close()
+        os.close(folder)
+        tally.note_instruction("research")
+        await tally.write(store)
+
+        assert await tally.instruction_calls(store) == {"research": 2}
 
 
 async def test_a_flood_of_subjects_that_cannot_be_written_down_is_bounded(clock: Clock) -> None:
