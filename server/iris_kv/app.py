@@ -19,7 +19,7 @@ from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
 from iris_kv.guidance import SystemClock
 from iris_kv.location import Location, find_workspace
-from iris_kv.settings import Settings, argument_settings, load_settings
+from iris_kv.settings import Settings, settings_at_hand
 from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.workspace import Workspace
@@ -46,19 +46,10 @@ def prepare(workspace: str | None, arguments: Mapping[str, object]) -> Start:
         location = find_workspace(workspace, os.environ)
     except InvalidArgumentError as error:
         problem = UnavailableError(error.wrong, error.allowed, error.todo)
-    try:
-        settings = load_settings(None if location is None else location.root, arguments)
-    except IrisError as error:
-        problem = UnavailableError(f"the configuration is broken: {error.wrong}", error.allowed, error.todo)
-        settings = _without_files(arguments)
+    settings, broken = settings_at_hand(None if location is None else location.root, arguments)
+    if broken is not None:
+        problem = UnavailableError(f"the configuration is broken: {broken.wrong}", broken.allowed, broken.todo)
     return Start(location, settings, problem)
-
-
-def _without_files(arguments: Mapping[str, object]) -> Settings:
-    try:
-        return argument_settings(arguments)
-    except IrisError:
-        return Settings()
 
 
 def configure_logging(level: str, workspace: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from anyio import to_thread
@@ -12,7 +13,8 @@ from anyio import to_thread
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource
 from iris_kv.location import Location
 from iris_kv.model import Clock
-from iris_kv.prompts import PromptSelector, PromptSource
+from iris_kv.prompts import PromptSelector, SourceParts
+from iris_kv.rollout import LiveRollout, rollout_files
 from iris_kv.settings import Settings, shipped
 from iris_kv.tokens import TokenCounter
 
@@ -35,7 +37,7 @@ class ServedState:
     """The instructions and the prompt source as they were served at a moment."""
 
     instructions: tuple[Instruction, ...]
-    prompt_source: tuple[bytes, bytes]
+    prompt_source: SourceParts
 
     @property
     def tags(self) -> tuple[tuple[str, str], ...]:
@@ -61,12 +63,10 @@ class Guidance:
         self.counter: Final = counter or TokenCounter()
         self.sources: Final = instruction_sources(location, settings)
         self.library: Final = InstructionLibrary(self.sources, self.counter)
-        self.prompts: Final = PromptSelector(
-            PromptSource(shipped("prompts") / "system.md"),
-            self.library,
-            compact=settings.prompt.compact,
-            reason=settings.origins.get("prompt.compact", "default"),
-        )
+        source = prompt_source(location, settings)
+        label = "" if settings.prompt.source is None else str(source)
+        self.rollout: Final = LiveRollout(settings, rollout_files(source))
+        self.prompts: Final = PromptSelector(source, self.library, self.rollout, label=label)
         self.clock: Final[Clock] = clock or SystemClock()
         self._refreshed_at = self.clock.now_ms()
 
@@ -93,12 +93,27 @@ class Guidance:
 
     def served_state(self) -> ServedState:
         """Return what tells whether instructions or prompts changed; cheap where they did not."""
-        return ServedState(self.library.instructions, self.prompts.source_state)
+        return ServedState(self.library.instructions, self.prompts.source_parts)
+
+
+def prompt_source(location: Location | None, settings: Settings) -> Path:
+    """Return the file that the prompt is rendered from."""
+    named = settings.prompt.source
+    if named is None:
+        return shipped("prompts") / "system.md"
+    return named if location is None else location.root / named
 
 
 def instruction_sources(location: Location | None, settings: Settings) -> tuple[InstructionSource, ...]:
-    """Return where instructions come from, later ones winning: shipped, folders, the workspace's overlay."""
-    sources = [InstructionSource(folder=shipped("instructions"), origin="shipped", label="shipped")]
+    """Return where instructions come from, later ones winning: shipped, folders, the workspace's overlay.
+
+    A prompt of one's own usually comes with instructions of its own, so that the shipped ones, which
+    speak of the shipped prompt's tools and steps, are served beside it only where that is asked for.
+    """
+    wanted = settings.instructions.shipped
+    sources: list[InstructionSource] = []
+    if wanted or (wanted is None and settings.prompt.source is None):
+        sources.append(InstructionSource(folder=shipped("instructions"), origin="shipped", label="shipped"))
     for folder in settings.instructions.folders:
         at = folder if location is None else location.root / folder
         sources.append(InstructionSource(folder=at, origin="folder", label=str(folder)))

@@ -26,6 +26,14 @@ SHORT_DIGEST_CHARS: Final = len("sha256:") + 16
 """The length of a digest as models see it: 13 tokens instead of 39."""
 
 
+DAY_MS: Final = 24 * 3_600_000
+
+
+def day_of(at_ms: int) -> str:
+    """Return a time's day in UTC, such as `2026-01-31`."""
+    return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d}"
+
+
 def utc_text(at_ms: int) -> str:
     """Return a time as RFC 3339 in UTC with milliseconds, such as `2026-01-02T03:04:05.678Z`."""
     at = datetime.fromtimestamp(at_ms // 1000, UTC)

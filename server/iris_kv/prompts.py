@@ -12,15 +12,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
-from iris_kv.errors import InvalidArgumentError
+from iris_kv.errors import InvalidArgumentError, UnavailableError
 from iris_kv.instructions import Instruction, InstructionLibrary
-from iris_kv.model import Frozen, digest_of
+from iris_kv.model import digest_of
+from iris_kv.rollout import Choice, LiveRollout, Variant, check_variant
 from iris_kv.tokens import estimate
 
-Variant = Literal["compact", "full"]
-VARIANTS: Final[tuple[Variant, ...]] = ("compact", "full")
 MARKER: Final = b"<!-- iris:instructions -->"
 """Where the trigger table or the bodies go; with `max_tokens=900` before the end, the table may take as many."""
 
@@ -50,14 +49,21 @@ _MORE: Final = "More exist: call `list_instructions` with words of your task."
 _log = logging.getLogger(__name__)
 
 
-class Prompt(Frozen):
+class Prompt(Choice):
     """A rendered system prompt, and why it is this one."""
 
-    variant: Variant
-    reason: str
-    """Such as `argument`, `default` or `environment USE_KV_CACHE_PROMPT`."""
     text: str
     digest: str
+
+
+class SourceParts(NamedTuple):
+    """What the file says."""
+
+    before: bytes = b""
+    """What stands before the last marker line; earlier ones are text like any other."""
+    after: bytes = b""
+    table_tokens: int = TABLE_TOKENS
+    """What the trigger table may take, by the estimate."""
 
 
 class PromptSource:
@@ -72,22 +78,18 @@ class PromptSource:
         self._path = path
         self._seen: tuple[int, int] | None = None
         self.error: str | None = None
-        self.before = b""
-        """What stands before the last marker line; those before it are text like any other."""
-        self.after = b""
-        self.table_tokens = TABLE_TOKENS
-        """What the trigger table may take, by the estimate."""
+        self.parts = SourceParts()
         self._read()
 
     def refresh(self) -> bool:
         """Read the file again if it changed; tell whether the prompt changed."""
-        held = self.before, self.after, self.table_tokens
+        held = self.parts
         try:
             self._read()
             self.error = None
         except InvalidArgumentError as error:
             self.error = str(error)
-        return held != (self.before, self.after, self.table_tokens)
+        return held != self.parts
 
     def _read(self) -> None:
         try:
@@ -98,10 +100,10 @@ class PromptSource:
             raw = self._path.read_bytes() if found.st_size <= _MAX_SOURCE_BYTES else b""
         except OSError as error:
             raise self._bad(f"cannot be read ({error.strerror})") from None
-        self._take(raw)
+        self.parts = self._taken_apart(raw)
         self._seen = seen
 
-    def _take(self, raw: bytes) -> None:
+    def _taken_apart(self, raw: bytes) -> SourceParts:
         lines = raw.splitlines(keepends=True)
         places = [number for number, line in enumerate(lines) if _MARKER_LINE.match(line)]
         if not places:
@@ -112,9 +114,8 @@ class PromptSource:
             raise self._bad("is not UTF-8") from None
         line = lines[places[-1]]
         marker = cast("re.Match[bytes]", _MARKER_LINE.match(line))
-        self.before = b"".join(lines[: places[-1]])
-        self.after = line[marker.end() :] + b"".join(lines[places[-1] + 1 :])
-        self.table_tokens = TABLE_TOKENS if marker[1] is None else int(marker[1])
+        before, after = b"".join(lines[: places[-1]]), b"".join(lines[places[-1] + 1 :])
+        return SourceParts(before, line[marker.end() :] + after, int(marker[1] or TABLE_TOKENS))
 
     def _bad(self, problem: str) -> InvalidArgumentError:
         return InvalidArgumentError(
@@ -127,66 +128,105 @@ class PromptSource:
 class PromptSelector:
     """Chooses and renders the system prompt.
 
-    `compact` may be set while the server runs: the next fetch follows it.
+    `compact`, the flag, may be set while the server runs: the next fetch follows it.
     """
 
-    def __init__(self, source: PromptSource, library: InstructionLibrary, *, compact: bool, reason: str) -> None:
-        """Choose `compact` or not by default, for the reason given."""
-        self._source = source
-        self._library = library
-        self._compact = compact
-        self._reason = reason
+    def __init__(self, source: Path, library: InstructionLibrary, rollout: LiveRollout, *, label: str = "") -> None:
+        """Render a file with the instructions of a library, and choose as the rollout says.
 
-    @property
-    def reason(self) -> str:
-        """Why `compact` is what it is."""
-        return self._reason
+        A file that cannot be read yet is read once it can; until then rendering says why it fails.
+        `label` tells copies of this prompt from those of other sources; `""` is the shipped one.
+        """
+        self.label: Final = label
+        self._path = source
+        self._source: PromptSource | None = None
+        self._unread: InvalidArgumentError | None = None
+        self._told: str | None = None
+        self._library = library
+        self._rollout = rollout
+        self.refresh()
 
     @property
     def compact(self) -> bool:
-        """Whether the compact prompt is served where no argument asks for one."""
-        return self._compact
+        """The flag: whether compact is served to whom the rollout gives it; without it all get full."""
+        return self._rollout.flag[0]
 
     @compact.setter
     def compact(self, value: bool) -> None:
-        self._compact = value
-        self._reason = "set while running"
+        self._rollout.set_flag(compact=value)
 
     def refresh(self) -> bool:
         """Read the source again if it changed; tell whether the prompt changed."""
-        return self._source.refresh()
+        self._rollout.read()
+        changed = self._first_read() if self._source is None else self._source.refresh()
+        error = self._source_error
+        if error is not None and error != self._told:
+            _log.error("the prompt source is broken: %s", error)
+        self._told = error
+        return changed
+
+    def _first_read(self) -> bool:
+        try:
+            self._source, self._unread = PromptSource(self._path), None
+        except InvalidArgumentError as error:
+            self._unread = error
+        return self._unread is None
 
     @property
-    def source_state(self) -> tuple[bytes, bytes]:
+    def is_readable(self) -> bool:
+        """Whether there is a source to render, be it an earlier one than the file now holds."""
+        return self._source is not None
+
+    @property
+    def source_parts(self) -> SourceParts:
         """The source around the marker line; with the instructions it decides every rendering."""
-        return self._source.before, self._source.after
+        return SourceParts() if self._source is None else self._source.parts
 
     @property
-    def error(self) -> str | None:
-        """What is wrong with the source's last edit; the last good one is served."""
+    def errors(self) -> tuple[str, ...]:
+        """What is wrong with the last edits of source and rollout; the last good ones are in force."""
+        error = self._source_error
+        return self._rollout.errors if error is None else (error, *self._rollout.errors)
+
+    @property
+    def _source_error(self) -> str | None:
+        if self._source is None:
+            return str(self._unread)
         return self._source.error
 
-    def select(self, variant: str | None = None) -> Prompt:
-        """Return the prompt that an argument asks for, else the configured one.
+    def choose(self, variant: str | None = None, subject: str | None = None) -> Choice:
+        """Return which variant a subject gets now that asks for one, or for none.
 
         Raises:
             InvalidArgumentError: There is no such variant.
         """
-        if variant is None:
-            chosen: Variant = "compact" if self._compact else "full"
-            reason = self._reason
-        else:
-            chosen, reason = check_variant(variant), "argument"
-        text = self.render(chosen)
-        _log.info("prompt variant=%s reason=%r", chosen, reason)
-        return Prompt(variant=chosen, reason=reason, text=text, digest=digest_of(text.encode()))
+        return self._rollout.choose(None if variant is None else check_variant(variant), subject)
+
+    def select(self, variant: str | None = None, subject: str | None = None) -> Prompt:
+        """Return the prompt that a subject gets now; it reads files, so it is called in a thread.
+
+        Raises:
+            InvalidArgumentError: There is no such variant.
+            UnavailableError: The source was never readable.
+        """
+        choice = self.choose(variant, subject)
+        text = self.render(choice.variant)
+        _log.info("prompt variant=%s reason=%r", choice.variant, choice.shown)
+        return Prompt(**dict(choice), text=text, digest=digest_of(text.encode()))
 
     def render(self, variant: Variant) -> str:
-        """Return the text of a variant."""
+        """Return the text of a variant.
+
+        Raises:
+            UnavailableError: The source was never readable.
+        """
+        if self._unread is not None:
+            # No other prompt in its place: a wrong one would be followed without anybody's notice.
+            raise UnavailableError(self._unread.wrong, self._unread.allowed, "mend the file, or take out the setting")
+        before, after, table_tokens = self.source_parts
         instructions = self._library.instructions
-        table_tokens = self._source.table_tokens
         middle = trigger_table(instructions, table_tokens) if variant == "compact" else _bodies(instructions)
-        return (self._source.before + middle.encode() + self._source.after).decode()
+        return (before + middle.encode() + after).decode()
 
     def server_instructions(self) -> str:
         """Return what a client shows the model in `initialize` and `server/discover`."""
@@ -197,18 +237,6 @@ def server_instructions(instructions: Sequence[Listed]) -> str:
     """Return the rule and the trigger table within the budget of server instructions."""
     rest = estimate(_SERVER_RULE + _SERVER_CACHE)
     return _within_chars(trigger_lines(instructions, SERVER_TOKENS - rest, essentials=False))
-
-
-def check_variant(variant: str) -> Variant:
-    """Return a variant's name.
-
-    Raises:
-        InvalidArgumentError: There is no such variant.
-    """
-    for known in VARIANTS:
-        if variant == known:
-            return known
-    raise InvalidArgumentError(f"unknown prompt variant {variant!r}", "compact or full", "take one of the two")
 
 
 class Listed(Protocol):

@@ -18,7 +18,8 @@ from iris_kv.errors import ConflictError, IrisError, NotFoundError
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import EntryInfo, Frozen, Limits, Scope, digest_of
 from iris_kv.policy import SEEDER
-from iris_kv.prompts import VARIANTS, PromptSelector, Variant
+from iris_kv.prompts import PromptSelector
+from iris_kv.rollout import VARIANTS, Variant
 from iris_kv.store.base import Store
 
 _log = logging.getLogger(__name__)
@@ -102,8 +103,9 @@ def source_of(instruction: Instruction) -> str:
 def _copies(library: InstructionLibrary, prompts: PromptSelector, sources: Sequence[str]) -> Iterator[_Copy]:
     for instruction in library.instructions:
         yield _Copy("instructions", instruction.tag, instruction.raw, source_of(instruction), instruction.version)
-    for variant in VARIANTS:
-        yield _Copy("system", prompt_key(variant), prompts.render(variant).encode(), ",".join(sources), "")
+    source = ",".join([*sources, prompts.label] if prompts.label else sources)
+    for variant in VARIANTS if prompts.is_readable else ():
+        yield _Copy("system", prompt_key(variant), prompts.render(variant).encode(), source, "")
 
 
 async def _seed_one(store: Store, copy: _Copy, limits: Limits, sources: Sequence[str], *, force: bool) -> str:

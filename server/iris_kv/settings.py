@@ -13,10 +13,11 @@ import os
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -26,11 +27,13 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from iris_kv.errors import ForbiddenError, InvalidArgumentError
+from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.model import Limits, Scope
 
 Profile = Literal["standard", "full"]
 Durability = Literal["full", "fast"]
+Phase = Literal["off", "percent", "on"]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 FLAG: Final = "USE_KV_CACHE_PROMPT"
 ENV_PREFIX: Final = "IRIS_KV_"
@@ -40,9 +43,11 @@ MAX_TTL_HOURS: Final = 100 * 365 * 24
 MAX_QUOTA_MB: Final = 1_000_000_000
 
 _MAX_FILE_BYTES: Final = 1_000_000
+_KILL: Final = "prompt.kill"
+_BOOL: Final = TypeAdapter(bool)
 _OUTSIDE_SETTINGS: Final = frozenset({"IRIS_KV_WORKSPACE"})
 _FROM_WORKSPACE: Final = "workspace configuration"
-_WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions.folders")
+_WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions")
 
 Megabytes = Annotated[float, Field(gt=0, le=MAX_QUOTA_MB, allow_inf_nan=False)]
 Hours = Annotated[float, Field(gt=0, le=MAX_TTL_HOURS, allow_inf_nan=False)]
@@ -80,10 +85,24 @@ class ScopesSettings(_Table):
 
 
 class PromptSettings(_Table):
-    """Which system prompt is served."""
+    """Which system prompt is served; what is None here is as the rollout files say."""
 
+    source: Annotated[Path, AfterValidator(_with_home)] | None = None
+    """The file that the prompt is rendered from; None: the shipped one.
+
+    `~` is the home folder; a relative one starts at the workspace.
+    """
     compact: bool = True
-    """True: the core with the trigger table. False: the core with every instruction inlined."""
+    """True: the core with the trigger table, as the rollout goes. False: every instruction inlined, for all."""
+    phase: Phase | None = None
+    percent: Percent | None = None
+    """The share of subjects that get compact in the phase `percent`, from 0 to 100."""
+    allow: tuple[str, ...] | None = None
+    """The subjects that get compact in every phase."""
+    kill: bool = False
+    """True, in any layer or file: full for all, whatever else is said."""
+    subject: Annotated[str, Field(min_length=1)] | None = None
+    """Who fetches the prompt; None: the fetch's argument, else the workspace's id."""
 
 
 class InstructionSettings(_Table):
@@ -94,6 +113,8 @@ class InstructionSettings(_Table):
 
     `~` is the home folder; a relative one starts at the workspace.
     """
+    shipped: bool | None = None
+    """Whether the shipped instructions are served; None: with the shipped prompt only."""
 
 
 class Settings(BaseSettings):
@@ -175,13 +196,25 @@ def load_settings(workspace: Path | None, arguments: Mapping[str, object] | None
     return settings
 
 
-def argument_settings(arguments: Mapping[str, object]) -> Settings:
-    """Return the defaults under arguments alone, for a server whose files or variables are broken.
+def settings_at_hand(
+    workspace: Path | None, arguments: Mapping[str, object] | None = None
+) -> tuple[Settings, IrisError | None]:
+    """Return what can be had of the settings whatever is broken, and what is.
 
-    Raises:
-        InvalidArgumentError: An argument is bad.
+    A broken `.iris/config.toml` leaves all other layers standing. If one of these is broken, it may be
+    the one that was to kill the rollout: the arguments alone count then, and full is served.
     """
-    return _merged([_layer("argument", _tree(arguments))])[0]
+    given = arguments or {}
+    try:
+        return load_settings(workspace, given), None
+    except IrisError as error:
+        problem = error
+    with suppress(IrisError):
+        return _merged(_layers_over_the_workspaces(workspace, given))[0], problem
+    killed = _Layer("the broken configuration", {_KILL: True})
+    with suppress(IrisError):
+        return _merged([_layer("argument", _tree(given)), killed])[0], problem
+    return _merged([killed])[0], problem
 
 
 def _merged(layers: Iterable[_Layer]) -> tuple[Settings, Mapping[str, str]]:
@@ -189,7 +222,8 @@ def _merged(layers: Iterable[_Layer]) -> tuple[Settings, Mapping[str, str]]:
     origins: dict[str, str] = {}
     for layer in layers:
         for dotted, value in layer.values.items():
-            if dotted not in origins:
+            # A kill in any layer kills, so that one that is off sets nothing.
+            if dotted not in origins and not (dotted == _KILL and _is_off(value)):
                 origins[dotted] = layer.name
                 _plant(merged, dotted, value)
     _complete_scopes(merged)
@@ -197,6 +231,13 @@ def _merged(layers: Iterable[_Layer]) -> tuple[Settings, Mapping[str, str]]:
         return Settings(**merged, origins=origins), origins
     except ValidationError as error:
         raise _bad_value(error, origins) from None
+
+
+def _is_off(value: object) -> bool:
+    try:
+        return not _BOOL.validate_python(value)
+    except ValidationError:
+        return False
 
 
 def shipped(kind: Literal["instructions", "prompts"]) -> Path:
@@ -207,14 +248,18 @@ def shipped(kind: Literal["instructions", "prompts"]) -> Path:
 
 
 def _layers(workspace: Path | None, arguments: Mapping[str, object]) -> Iterator[_Layer]:
+    yield from _layers_over_the_workspaces(workspace, arguments)
+    if workspace is not None:
+        yield _workspace_layer(workspace)
+
+
+def _layers_over_the_workspaces(workspace: Path | None, arguments: Mapping[str, object]) -> Iterator[_Layer]:
     yield _layer("argument", _tree(arguments))
     yield _layer("environment", _from_environment())
     yield _flag_layer("environment " + FLAG, EnvSettingsSource(_Flag)())
     if workspace is not None:
         yield _flag_layer(".env " + FLAG, _from_dotenv(workspace / ".env"))
     yield _layer("user configuration", _read_toml(user_config_path()))
-    if workspace is not None:
-        yield _workspace_layer(workspace)
 
 
 def _workspace_layer(workspace: Path) -> _Layer:
@@ -227,7 +272,7 @@ def _workspace_layer(workspace: Path) -> _Layer:
             raise ForbiddenError(
                 f".iris/config.toml sets {dotted!r}",
                 f"a workspace's file comes with a clone and may set only {', '.join(_WORKSPACE_MAY_SET)}",
-                f"move it to {_shown(user_config_path())} in the user's configuration folder",
+                f"move it to {shown_file(user_config_path())} in the user's configuration folder",
             )
     return layer
 
@@ -247,7 +292,7 @@ def _from_environment() -> dict[str, Any]:
         if not variable.upper().startswith(ENV_PREFIX) or variable.upper() in _OUTSIDE_SETTINGS:
             continue
         if variable.upper().split("__", 1)[0] not in known:
-            raise _unknown("environment", variable, [*sorted(known), *sorted(_OUTSIDE_SETTINGS)])
+            raise unknown_key("environment", variable, [*sorted(known), *sorted(_OUTSIDE_SETTINGS)])
     try:
         return EnvSettingsSource(Settings, env_ignore_empty=True)()
     except SettingsError as error:
@@ -267,21 +312,38 @@ def _from_dotenv(path: Path) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    return parsed_toml(path, read_configuration(path), "the file holds tables such as [scopes.task] and [prompt]")
+
+
+def read_configuration(path: Path) -> bytes:
+    """Return the bytes of a configuration file; none where there is no such file.
+
+    Raises:
+        InvalidArgumentError: It cannot be read, or is no regular file of at most 1 MB.
+    """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_FILE_BYTES:
                 raise _unreadable(path, "not a regular file, or too large")
-            return tomllib.loads(file.read(_MAX_FILE_BYTES).decode())
+            return file.read(_MAX_FILE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return b""
     except OSError as error:
         raise _unreadable(path, error.strerror) from None
+
+
+def parsed_toml(path: Path, raw: bytes, allowed: str) -> dict[str, Any]:
+    """Return what the bytes of a configuration file say; `allowed` is what its error says of the content.
+
+    Raises:
+        InvalidArgumentError: They are not TOML.
+    """
+    try:
+        return tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(
-            f"{_shown(path)} is not TOML: {error}",
-            "the file holds tables such as [scopes.task] and [prompt]",
-            "mend or delete the file",
+            f"{shown_file(path)} is not TOML: {error}", allowed, "mend or delete the file"
         ) from None
 
 
@@ -290,13 +352,14 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _shown(path: Path) -> str:
+def shown_file(path: Path) -> str:
+    """Return a configuration file as people and models see it: its name and its folder's."""
     return f"{path.parent.name}/{path.name}"
 
 
 def _unreadable(path: Path, why: str | None) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{_shown(path)} cannot be read: {why}",
+        f"{shown_file(path)} cannot be read: {why}",
         f"it is a file of at most {_MAX_FILE_BYTES:,} bytes that you may read",
         "mend its permissions or delete it",
     )
@@ -315,7 +378,8 @@ def _fields(table: type[BaseModel]) -> list[str]:
     return [name for name in table.model_fields if name != "origins"]
 
 
-def _unknown(layer: str, key: str, known: list[str]) -> InvalidArgumentError:
+def unknown_key(layer: str, key: str, known: list[str]) -> InvalidArgumentError:
+    """Return the error for a key that a layer or a file does not have."""
     nearest = difflib.get_close_matches(key, known, 1, 0.0)
     return InvalidArgumentError(
         f"unknown setting {key!r} in {layer}", f"known are {', '.join(known)}", f"did you mean {nearest[0]!r}?"
@@ -343,7 +407,7 @@ def _flattened(
     for key, value in tree.items():
         dotted = prefix + key
         if key not in known:
-            raise _unknown(layer, dotted, [prefix + name for name in known])
+            raise unknown_key(layer, dotted, [prefix + name for name in known])
         inner = table.model_fields[key].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             yield dotted, value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 
 from iris_kv import intake, reading
-from iris_kv.errors import BusyError, IrisError, NotFoundError, UnavailableError
+from iris_kv.errors import Code, IrisError, NotFoundError, UnavailableError
 from iris_kv.guidance import Guidance
 from iris_kv.instructions import Instruction, LibraryError, section
 from iris_kv.location import Location
@@ -31,21 +31,21 @@ from iris_kv.model import (
     Scope,
     Verification,
 )
+from iris_kv.opening import BRIEFLY_S, Opening
 from iris_kv.policy import Principal, check_access
-from iris_kv.prompts import Prompt, Variant
+from iris_kv.prompts import Prompt
+from iris_kv.rollout import Choice, Subject, Variant, check_variant
 from iris_kv.seeding import SeedReport, degradation, prompt_key, seed
 from iris_kv.settings import HOUR_MS, Settings
 from iris_kv.store.files import FileStore
+from iris_kv.tally import Exposures, Tally
 from iris_kv.tokens import TokenCounter
 
 SUMMARY_KEY: Final = "summary"
 
 _INLINE_BYTES: Final = 32_768
-_BRIEFLY_S: Final = 1.0
 _NEAREST: Final = 5
 _KEYS_COMPARED: Final = 2_000
-_RECENT_DAYS: Final = 7
-_CALLS: Final = "get_instruction:"
 
 
 class ScopeStats(Frozen):
@@ -107,14 +107,8 @@ class Workspace(Guidance):
             problem: Why the store must not be used, such as a broken configuration.
         """
         super().__init__(location, settings, clock=clock, counter=counter)
-        self._face: Face = face
-        self._create = create
-        self._problem = problem
-        self._store: FileStore | None = None
-        self._opening = anyio.Lock()
-        self._attempts = 0
-        self._unopened: IrisError | None = None
-        self._noted: dict[str, int] = {}
+        self._opening = Opening(location, settings, self.clock, face=face, create=create, problem=problem)
+        self._tally = Tally(self.clock)
         self._work = anyio.Event()
         self._seed_wanted = True
 
@@ -124,50 +118,14 @@ class Workspace(Guidance):
         Raises:
             IrisError: Why it cannot be opened.
         """
-        if self._store is None:
-            attempts = self._attempts
-            async with self._opening:
-                if self._store is None and self._unopened is not None and self._attempts > attempts:
-                    # Where each opening waits for a lock, those who waited for one do not wait for another.
-                    raise self._unopened
-                if self._store is None:
-                    self._store = await self._tried()
-        return self._store
-
-    async def _tried(self) -> FileStore:
-        try:
-            store = await self._opened()
-        except IrisError as error:
-            self._unopened = error
-            raise
-        else:
-            self._unopened = None
-            return store
-        finally:
-            self._attempts += 1
-
-    async def _opened(self) -> FileStore:
-        if self._problem is not None:
-            raise self._problem
-        if self.location is None:
-            raise UnavailableError(
-                "this server has no workspace", "instructions and prompts are served", "name one with --workspace"
-            )
-        return await FileStore.open(
-            self.location.root,
-            clock=self.clock,
-            face=self._face,
-            create=self._create,
-            durable=self.settings.durability == "full",
-            trust_owner=self.settings.trust_owner,
-        )
+        return await self._opening.store()
 
     async def aclose(self) -> None:
         """Write what is pending and close the store."""
-        store, self._store = self._store, None
+        store = self._opening.let_go()
         if store is not None:
             try:
-                await self._flush_counts(store)
+                await self._tally.write(store)
             finally:
                 await store.aclose()
 
@@ -189,7 +147,8 @@ class Workspace(Guidance):
         """
         await self.freshen()
         instruction = self.library.get(tag)
-        self._note(_CALLS + instruction.tag)
+        self._tally.note_instruction(instruction.tag)
+        self._work.set()
         return instruction
 
     async def get_instruction(
@@ -208,7 +167,7 @@ class Workspace(Guidance):
         """
         instruction = await self.used_instruction(tag)
         known = intake.check_digest(known_digest, name="known_digest")
-        degraded = await self._degradation("instructions", instruction.tag, instruction.digest)
+        degraded = await self._degradation(await self._at_hand(), "instructions", instruction.tag, instruction.digest)
 
         def answer() -> str:
             part = None if section_name is None else section(instruction, section_name)
@@ -228,26 +187,73 @@ class Workspace(Guidance):
         await self.freshen()
         return await to_thread.run_sync(partial(reading.instruction_list, self.library, query, self.counter))
 
-    async def prompt(self, variant: str | None = None) -> Prompt:
-        """Return a rendered system prompt and why it is this one."""
+    async def prompt(self, variant: str | None = None, *, subject: str | None = None) -> Prompt:
+        """Return the system prompt that a fetch gets, and count the exposure.
+
+        Args:
+            variant: `compact` or `full`; None: as the rollout decides.
+            subject: Who fetches; None, or where `prompt.subject` is set: see `Workspace.subject`.
+
+        Raises:
+            InvalidArgumentError: There is no such variant.
+        """
         await self.freshen()
-        prompt = self.prompts.select(variant)
-        await self._degradation("system", prompt_key(prompt.variant), prompt.digest)
+        found = await self._at_hand()
+        who = await self._subject(subject, found)
+        prompt = await to_thread.run_sync(self.prompts.select, variant, who.name)
+        await self._degradation(found, "system", prompt_key(prompt.variant), prompt.digest)
+        self._tally.note_exposure(prompt, who.name)
+        self._work.set()
         return prompt
 
-    async def _degradation(self, scope: Scope, key: str, digest: str) -> str | None:
-        """Return why the store cannot answer; None: it can. No answer waits long for another process's lock."""
-        if self._store is None and isinstance(self._unopened, BusyError):
-            # The next opening waits as long again, so it is left to the background and to the store's tools.
+    async def preview(self, variant: str | None = None, *, subject: str | None = None) -> Prompt:
+        """Return what `prompt` would return now, and count nothing."""
+        await self.freshen()
+        who = await self.subject(subject)
+        return await to_thread.run_sync(self.prompts.select, variant, who.name)
+
+    async def choice(self, subject: str | None = None) -> Choice:
+        """Return which variant a fetch that asks for none gets now, and why."""
+        who = await self.subject(subject)
+        return await to_thread.run_sync(self.prompts.choose, None, who.name)
+
+    async def rendering(self, variant: str) -> bytes:
+        """Return a variant of the system prompt, whatever the rollout says.
+
+        Raises:
+            InvalidArgumentError: There is no such variant.
+        """
+        await self.freshen()
+        return (await to_thread.run_sync(self.prompts.render, check_variant(variant))).encode()
+
+    async def subject(self, argument: str | None = None) -> Subject:
+        """Return for whom the rollout decides: as configured, else the argument, else the workspace's id."""
+        return await self._subject(argument, await self._at_hand())
+
+    async def _subject(self, argument: str | None, found: FileStore | Code) -> Subject:
+        if self.settings.prompt.subject is not None:
+            return Subject("configured", self.settings.prompt.subject)
+        if argument is not None:
+            return Subject("argument", argument)
+        with suppress(IrisError):
+            if isinstance(found, FileStore):
+                return Subject("workspace", await found.workspace_id())
+        return Subject("unknown", None)
+
+    async def _at_hand(self) -> FileStore | Code:
+        found = await self._opening.at_hand()
+        if found == "busy":
+            # The background opens the store once the other process lets go of its lock.
             self._work.set()
-            return self._unopened.code
-        store: FileStore | None = None
-        with anyio.move_on_after(_BRIEFLY_S):
-            try:
-                store = await self.store()
-            except IrisError as error:
-                return error.code
-        return "busy" if store is None else await degradation(store, scope, key, digest)
+        return found
+
+    async def _degradation(self, found: FileStore | Code, scope: Scope, key: str, digest: str) -> str | None:
+        """Return why the store cannot answer; None: it can."""
+        if not isinstance(found, FileStore):
+            return found
+        with anyio.move_on_after(BRIEFLY_S):
+            return await degradation(found, scope, key, digest)
+        return "busy"
 
     async def seed(self, *, force: bool = False) -> SeedReport:
         """Write the library and the prompts into the store; `force` overwrites other sources' too."""
@@ -391,12 +397,13 @@ class Workspace(Guidance):
         """Return what the workspace holds."""
         await self.freshen()
         store = await self.store()
+        choice = await self.choice()
         return Stats(
             scopes=tuple([await self._scope_stats(store, scope) for scope in SCOPES]),
             instructions=len(self.library.instructions),
             instruction_errors=self.library.errors,
-            prompt_variant="compact" if self.prompts.compact else "full",
-            prompt_reason=self.prompts.reason,
+            prompt_variant=choice.variant,
+            prompt_reason=choice.shown,
         )
 
     async def _scope_stats(self, store: FileStore, scope: Scope) -> ScopeStats:
@@ -439,23 +446,13 @@ class Workspace(Guidance):
 
     async def instruction_calls(self) -> dict[str, int]:
         """Return how often each instruction was fetched in the last seven days, by any process."""
-        since = datetime.fromtimestamp(self.clock.now_ms() / 1000, UTC) - timedelta(days=_RECENT_DAYS)
-        counts = await (await self.store()).counts(f"{since:%Y-%m-%d}")
-        return {
-            name.removeprefix(_CALLS): sum(days.values()) for name, days in counts.items() if name.startswith(_CALLS)
-        }
+        return await self._tally.instruction_calls(await self.store())
+
+    async def exposures(self, days: int) -> tuple[Exposures, ...]:
+        """Return the exposures of the last days, today included, by any process, the newest first."""
+        return await self._tally.exposures(await self.store(), days)
 
     # Work in the background
-
-    def _note(self, name: str) -> None:
-        self._noted[name] = self._noted.get(name, 0) + 1
-        self._work.set()
-
-    async def _flush_counts(self, store: FileStore) -> None:
-        noted, self._noted = self._noted, {}
-        if noted:
-            today = datetime.fromtimestamp(self.clock.now_ms() / 1000, UTC)
-            await store.count(f"{today:%Y-%m-%d}", noted)
 
     def next_work(self) -> anyio.Event:
         """Return an event that is set once `catch_up` has something to do that comes from now on."""
@@ -472,7 +469,7 @@ class Workspace(Guidance):
             except BaseException:
                 self._seed_wanted = True
                 raise
-        await self._flush_counts(await self.store())
+        await self._tally.write(await self.store())
 
     async def collect_if_due(self) -> None:
         """Remove expired entries and tidy up, if no process did so for ten minutes."""

@@ -18,7 +18,7 @@ from iris_kv.errors import (
     TooLargeError,
 )
 from iris_kv.model import SCOPES, Activity, Change, Entry, Provenance, Removed, Usage, Verification, digest_of
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, Store
+from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COUNTERS, Store
 from iris_kv.store.memory import MemoryStore
 
 HOUR_MS = 3_600_000
@@ -536,6 +536,43 @@ async def test_counters_add_up_by_name_and_day(open_store):
         await store.count("2026-01-03", {})
         assert await store.counts("2026-01-02") == {"hit": {"2026-01-02": 6}}
         assert await store.counts("2025") == {"hit": {"2026-01-01": 1, "2026-01-02": 6}, "miss": {"2026-01-01": 2}}
+
+
+async def test_collection_keeps_the_counters_of_ninety_days(open_store, clock):
+    async with open_store() as store:
+        for day in ("2025-10-03", "2025-10-04", "2025-10-05", "2026-01-01"):
+            await store.count(day, {"hit": 1})
+        await store.collect("task")
+        ninety_days = await store.counts("")
+        clock.move(24 * HOUR_MS)
+        await store.collect()
+
+        assert sorted(ninety_days["hit"]) == ["2025-10-04", "2025-10-05", "2026-01-01"]
+        assert sorted((await store.counts(""))["hit"]) == ["2025-10-05", "2026-01-01"]
+
+
+async def test_collection_keeps_a_bounded_number_of_counters_of_the_newest_days_the_highest(open_store, clock):
+    half = MAX_COUNTERS // 2
+    async with open_store() as store:
+        await store.count("2025-12-30", {f"old {n:06}": 1 for n in range(half)})
+        await store.count("2026-01-01", {f"new {n:06}": 1 for n in range(half + 2)})
+        await store.count("2025-12-30", {"old and often": 2})
+        await store.collect()
+        kept = await store.counts("")
+
+        assert len(kept) == MAX_COUNTERS
+        assert "old and often" in kept
+        assert sum(name.startswith("new") for name in kept) == half + 2
+        assert f"old {half - 4:06}" in kept
+        assert f"old {half - 3:06}" not in kept
+
+
+async def test_the_workspace_id_is_32_hex_digits_and_the_feeds(open_store):
+    async with open_store() as store:
+        found = await store.workspace_id()
+
+        assert len(bytes.fromhex(found)) == 16
+        assert (await store.changes(None)).next.startswith(f"{found}:")
 
 
 async def test_activity_tells_the_last_write_and_the_last_read(open_store, put, clock):

@@ -150,9 +150,9 @@ async def test_the_variant_set_while_running_is_that_of_the_next_prompt(tmp_path
         after = await workspace.prompt()
         asked = await workspace.prompt("full")
 
-    assert (before.variant, before.reason) == ("full", "argument")
-    assert (after.variant, after.reason) == ("compact", "set while running")
-    assert (asked.text, asked.reason) == (before.text, "argument")
+    assert (before.variant, before.shown) == ("full", "flag in argument")
+    assert (after.variant, after.shown) == ("compact", "phase_on in prompts/rollout.toml")
+    assert (asked.text, asked.shown) == (before.text, "argument")
     assert len(after.text) < len(before.text) / 3
 
 

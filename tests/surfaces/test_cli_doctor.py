@@ -88,7 +88,7 @@ def test_doctor_names_the_layer_of_each_setting(cli: Cli, monkeypatch: pytest.Mo
         "scopes.task.ttl_hours": "workspace configuration",
     }
     assert all(f"setting {name} from {layer}\n" in text for name, layer in data["settings"].items())
-    assert data["prompt"] == "full (environment USE_KV_CACHE_PROMPT)"
+    assert data["prompt"] == "full (flag in environment USE_KV_CACHE_PROMPT)"
 
 
 def test_doctor_looks_on_where_the_configuration_is_broken(cli: Cli) -> None:

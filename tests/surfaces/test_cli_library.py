@@ -177,13 +177,66 @@ def test_prompt_says_by_which_layer_it_was_chosen(cli: Cli, monkeypatch: pytest.
         seen.append(cli("prompt").err.split(")")[0])
 
     assert seen == [
-        "compact (chosen by: default",
-        "full (chosen by: workspace configuration",
-        "compact (chosen by: user configuration",
-        "full (chosen by: .env USE_KV_CACHE_PROMPT",
-        "compact (chosen by: environment USE_KV_CACHE_PROMPT",
-        "full (chosen by: environment",
+        "compact (chosen by: phase_on in prompts/rollout.toml",
+        "full (chosen by: flag in workspace configuration",
+        "compact (chosen by: phase_on in prompts/rollout.toml",
+        "full (chosen by: flag in .env USE_KV_CACHE_PROMPT",
+        "compact (chosen by: phase_on in prompts/rollout.toml",
+        "full (chosen by: flag in environment",
     ]
+
+
+def test_prompt_is_rendered_from_a_file_of_ones_own_without_the_shipped_instructions(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cli.home / "mine.md").write_text("# Mine\n<!-- iris:instructions -->\n")
+    write_instruction(cli.home / "folder", "mine")
+    plain = cli("prompt", "--prompt", "~/mine.md", "--instructions", "../home/folder").text
+    relative = cli("prompt", "--prompt", "../home/mine.md", "--instructions", "../home/folder").text
+    monkeypatch.setenv("IRIS_KV_INSTRUCTIONS__SHIPPED", "true")
+    monkeypatch.setenv("IRIS_KV_PROMPT__SOURCE", str(cli.home / "mine.md"))
+    both = cli("prompt").text
+
+    assert plain == relative
+    assert plain.startswith("# Mine\n## Instructions\n")
+    assert ("- mine: " in plain, "- research: " in plain) == (True, False)
+    assert (both.startswith("# Mine\n"), "- mine: " in both, "- research: " in both) == (True, False, True)
+
+
+def test_prompt_says_which_file_it_cannot_be_rendered_from(cli: Cli) -> None:
+    error = cli("prompt", "--prompt", "none.md", code=8).err
+
+    assert error.startswith("iris-kv: unavailable: the prompt source 'none.md' cannot be read (No such file")
+    assert "the prompt source 'none.md'" in cli("doctor", "--prompt", "none.md", code=1).text
+
+
+def test_the_rollout_beside_a_prompt_of_ones_own_is_the_one_that_counts(cli: Cli) -> None:
+    (cli.home / "mine.md").write_text("<!-- iris:instructions -->\n")
+    (cli.home / "rollout.toml").write_text('phase = "off"\n')
+
+    ran = cli("prompt", "--prompt", "../home/mine.md")
+
+    assert ran.err.startswith("full (chosen by: phase_off in home/rollout.toml), ")
+
+
+def test_prompt_says_that_full_is_deprecated_where_compact_is_rolled_out(cli: Cli) -> None:
+    (cli.home / ".config" / "iris-kv").mkdir(parents=True)
+    on = cli("prompt", "--variant", "full").err.splitlines()
+    (cli.home / ".config" / "iris-kv" / "rollout.toml").write_text("phase = 'off'\n")
+    off = cli("prompt", "--variant", "full").err.splitlines()
+
+    assert on[1].startswith("full still works and is deprecated")
+    assert "set USE_KV_CACHE_PROMPT=false" in on[1]
+    assert len(off) == 1
+
+
+def test_prompt_is_for_the_subject_that_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PHASE", "off"), ("ALLOW", '["ann"]')):
+        monkeypatch.setenv(f"IRIS_KV_PROMPT__{name}", value)
+
+    assert cli("prompt", "--subject", "ann").err.startswith("compact (chosen by: allow_list in environment), ")
+    assert cli("prompt").err.startswith("full (chosen by: phase_off in environment), ")
+    assert list(cli.workspace.iterdir()) == []
 
 
 def test_prompt_refuses_a_variant_that_does_not_exist(cli: Cli) -> None:

@@ -332,7 +332,7 @@ def test_stats_says_in_text_and_in_json_what_each_scope_holds(cli: Cli) -> None:
     project = {"scope": "project", "entries": 1, "bytes": 1500, "quota_bytes": 2_000_000, "ttl_hours": None}
     assert data["scopes"][2] == project
     assert lines[2].split() == ["project", "1", "entries", "1.5", "kB", "of", "2.0", "MB"]
-    assert lines[-1] == "4 instructions; prompt compact (default)"
+    assert lines[-1] == "4 instructions; prompt compact (phase_on in prompts/rollout.toml)"
 
 
 def test_stats_shows_what_is_wrong_with_an_instruction_file(cli: Cli) -> None:

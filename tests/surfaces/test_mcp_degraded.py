@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from mcp.shared.exceptions import MCPError
 
+from iris_kv.settings import PromptSettings, Settings
+
 if TYPE_CHECKING:
-    from tests.surfaces.conftest import Era, Serve, Session, Start
+    from tests.conftest import Clock
+    from tests.surfaces.conftest import Era, Open, Serve, Session, Start
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 STORE_CALLS = {
@@ -210,7 +213,58 @@ async def test_a_planted_copy_of_an_instruction_is_never_served(era: Era, start:
     assert "degraded" not in answer.split("\n")[0]
 
 
+# The prompt's source
+
+
+async def test_a_prompt_source_that_is_missing_is_told_by_the_prompt_alone_until_it_is_there(
+    era: Era, open_server: Open, workspace: Path, clock: Clock
+) -> None:
+    file = workspace / "mine.md"
+    settings = Settings(durability="fast", prompt=PromptSettings(source=Path("mine.md")))
+    async with open_server(era, settings=settings, clock=clock) as session:
+        await session.call("put_artifact", key="k", value="v")
+        with pytest.raises(MCPError) as raised:
+            await session.client.get_prompt("system")
+        file.write_text("# Mine\n<!-- iris:instructions -->\n")
+        clock.move(1_000)
+        mended = (await session.client.get_prompt("system")).messages[0].content.text
+
+    assert raised.value.error.message == (
+        "unavailable: the prompt source 'mine.md' cannot be read (No such file or directory);"
+        " it is UTF-8 of at most 5000000 bytes with one line '<!-- iris:instructions -->';"
+        " mend the file, or take out the setting"
+    )
+    assert mended.startswith("# Mine\n## Instructions")
+
+
 # As a process
+
+
+async def test_serving_with_a_prompt_source_that_is_missing_completes_the_handshake(
+    era: Era, serve: Serve, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    write = tmp_path / "instructions" / "mine.md"
+    write.parent.mkdir()
+    write.write_text("---\nname: mine\ndescription: Mine.\n---\nDo it.\n")
+    options = ("--prompt", str(tmp_path / "none.md"), "--instructions", str(write.parent), "--profile", "full")
+    async with serve(era, *options, stderr=log) as session:
+        with pytest.raises(MCPError, match="the prompt source 'none"):
+            await session.client.get_prompt("system")
+        with pytest.raises(MCPError, match="the prompt source 'none"):
+            await session.resource("iris-kv://prompt/full")
+        instruction = await session.call("get_instruction", tag="mine")
+        await session.call("cache_seed")
+        copies = await session.data("cache_list", scope="instructions")
+        stats = await session.data("cache_stats")
+        told = session.client.instructions or ""
+
+    assert "- mine: Mine." in told
+    assert instruction.endswith("Do it.\n")
+    assert [entry["key"] for entry in copies["entries"]] == ["mine"]
+    assert (stats["prompt_variant"], stats["instructions"]) == ("compact", 1)
+    assert "level=ERROR logger=iris_kv.prompts msg=the prompt source is broken: " in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 async def test_serving_without_a_workspace_completes_the_handshake(era: Era, serve: Serve, tmp_path: Path) -> None:

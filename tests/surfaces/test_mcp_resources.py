@@ -232,11 +232,14 @@ async def test_the_system_prompt_says_which_it_is_and_why(era: Era, open_server:
         full = await session.client.get_prompt("system", {"variant": "full"})
 
     assert [(prompt.name, [each.name for each in prompt.arguments or []]) for prompt in prompts] == [
-        ("system", ["variant"]),
+        ("system", ["variant", "subject"]),
         ("resume", []),
     ]
-    assert default.description == "compact system prompt (chosen by: default)"
-    assert full.description == "full system prompt (chosen by: argument)"
+    assert default.description == "compact system prompt (chosen by: phase_on in prompts/rollout.toml)"
+    assert full.description == (
+        "full system prompt (chosen by: argument); full still works and is deprecated, as compact is rolled out to all;"
+        " to go back to full for every fetch, set USE_KV_CACHE_PROMPT=false and restart the server"
+    )
     assert [message.role for message in full.messages] == ["user"]
     assert all(each.body.decode().strip() in full.messages[0].content.text for each in SHIPPED.instructions)
 
@@ -246,7 +249,7 @@ async def test_the_system_prompt_says_which_it_is_and_why(era: Era, open_server:
     [
         ("nothing", {}, "unknown prompt 'nothing'; the prompts are system and resume"),
         ("system", {"variant": "short"}, "invalid_argument: unknown prompt variant 'short'; compact or full"),
-        ("system", {"size": "1"}, "unknown arguments ['size'] of system; allowed: variant"),
+        ("system", {"size": "1"}, "unknown arguments ['size'] of system; allowed: variant, subject"),
         ("resume", {"variant": "full"}, "unknown arguments ['variant'] of resume; allowed: none"),
     ],
 )

@@ -314,7 +314,7 @@ async def test_stats_show_what_each_scope_holds_and_may_hold(era: Era, open_serv
         {"scope": "task", "entries": 1, "bytes": 5, "quota_bytes": 100_000_000, "ttl_hours": 720.0}
     ]
     assert (stats["instructions"], stats["instruction_errors"]) == (4, [])
-    assert (stats["prompt_variant"], stats["prompt_reason"]) == ("compact", "default")
+    assert (stats["prompt_variant"], stats["prompt_reason"]) == ("compact", "phase_on in prompts/rollout.toml")
 
 
 async def test_seeding_writes_the_library_once_and_says_what_it_did(open_server: Open) -> None:

@@ -65,7 +65,7 @@ async def use_instructions(workspace: Workspace) -> None:
     prompt = await workspace.prompt()
     assert_type(prompt, Prompt)
     assert_type(prompt.variant, Literal["compact", "full"])
-    assert_type(prompt.reason, str)
+    assert_type(prompt.shown, str)
 
 
 async def use_summaries(workspace: Workspace) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from iris_kv.errors import InvalidArgumentError
+from iris_kv.errors import InvalidArgumentError, UnavailableError
 from iris_kv.instructions import InstructionLibrary, InstructionSource
 from iris_kv.model import digest_of
-from iris_kv.prompts import SERVER_CHARS, PromptSelector, PromptSource
-from iris_kv.settings import shipped
+from iris_kv.prompts import SERVER_CHARS, PromptSelector
+from iris_kv.rollout import LiveRollout
+from iris_kv.settings import PromptSettings, Settings, shipped
 from iris_kv.tokens import TokenCounter
 
 MARKER = "<!-- iris:instructions -->"
@@ -34,7 +35,8 @@ def select(tmp_path: Path) -> Select:
     def selector(source: str = SOURCE, *, compact: bool = True) -> PromptSelector:
         (tmp_path / "system.md").write_bytes(source.encode())
         library = InstructionLibrary([InstructionSource(folder=tmp_path / "i", origin="folder", label="i")])
-        return PromptSelector(PromptSource(tmp_path / "system.md"), library, compact=compact, reason="default")
+        rollout = LiveRollout(Settings(prompt=PromptSettings(compact=compact)), [])
+        return PromptSelector(tmp_path / "system.md", library, rollout)
 
     (tmp_path / "i").mkdir()
     return selector
@@ -57,16 +59,16 @@ def test_all_bytes_around_the_marker_stand_in_both_renderings(select: Select, tm
 
 def test_the_choice_says_why(select: Select) -> None:
     prompts = select(compact=False)
-    by_default, by_argument = prompts.select(), prompts.select("compact")
+    by_flag = prompts.select()
     prompts.compact = True
-    by_hand = prompts.select()
+    by_hand, by_argument = prompts.select(), prompts.select("full")
 
-    assert [(each.variant, each.reason) for each in (by_default, by_argument, by_hand)] == [
-        ("full", "default"),
-        ("compact", "argument"),
-        ("compact", "set while running"),
+    assert [(each.variant, each.shown) for each in (by_flag, by_hand, by_argument)] == [
+        ("full", "flag in the settings"),
+        ("compact", "phase_on in the defaults"),
+        ("full", "argument"),
     ]
-    assert by_argument == prompts.select("compact")
+    assert by_argument == prompts.select("full")
     assert by_argument.digest == digest_of(by_argument.text.encode())
 
 
@@ -79,8 +81,11 @@ def test_an_unknown_variant_is_refused(select: Select) -> None:
     "source", ["# No marker\n", f"text {MARKER}\n", "<!-- iris:instructions max_tokens=many -->\n"]
 )
 def test_a_source_without_a_marker_line_is_refused(select: Select, source: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"the prompt source .system\.md. has no marker line"):
-        select(source)
+    prompts = select(source)
+
+    with pytest.raises(UnavailableError, match=r"the prompt source .system\.md. has no marker line"):
+        prompts.render("full")
+    assert "has no marker line" in prompts.errors[0]
 
 
 def test_only_the_last_marker_line_is_replaced(select: Select, tmp_path: Path) -> None:
@@ -115,13 +120,13 @@ def test_a_broken_edit_keeps_the_last_good_source_until_it_is_mended(select: Sel
 
     (tmp_path / "system.md").write_bytes(b"\xff\n" + MARKER.encode())
     broke = prompts.refresh(), prompts.render("compact")
-    problem = prompts.error
+    (problem,) = prompts.errors
     (tmp_path / "system.md").write_text(f"Mended\n{MARKER}\n")
-    mended = prompts.refresh(), prompts.error, prompts.render("compact")
+    mended = prompts.refresh(), prompts.errors, prompts.render("compact")
 
     assert broke == (False, before)
-    assert "is not UTF-8" in (problem or "")
-    assert mended[:2] == (True, None)
+    assert "is not UTF-8" in problem
+    assert mended[:2] == (True, ())
     assert mended[2].startswith("Mended\n## Instructions")
 
 
@@ -131,7 +136,7 @@ def test_a_deleted_source_keeps_serving(select: Select, tmp_path: Path) -> None:
     (tmp_path / "system.md").unlink()
 
     assert not prompts.refresh()
-    assert "cannot be read (No such file or directory)" in (prompts.error or "")
+    assert "cannot be read (No such file or directory)" in prompts.errors[0]
     assert prompts.render("full") == before
 
 
@@ -179,8 +184,8 @@ def test_the_tables_do_not_depend_on_the_tokenizer(tmp_path: Path) -> None:
 
     def rendered(counter: TokenCounter) -> tuple[str, str]:
         library = InstructionLibrary([InstructionSource(folder=tmp_path, origin="folder", label="i")], counter)
-        source = PromptSource(shipped("prompts") / "system.md")
-        prompts = PromptSelector(source, library, compact=True, reason="default")
+        source = shipped("prompts") / "system.md"
+        prompts = PromptSelector(source, library, LiveRollout(Settings(), []))
         return prompts.render("compact"), prompts.server_instructions()
 
     assert rendered(TokenCounter()) == rendered(TokenCounter(exact=False))

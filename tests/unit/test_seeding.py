@@ -10,8 +10,10 @@ import pytest
 
 from iris_kv.instructions import InstructionLibrary, InstructionSource
 from iris_kv.model import SCOPES, Limits, Provenance, Scope, digest_of
-from iris_kv.prompts import PromptSelector, PromptSource
+from iris_kv.prompts import PromptSelector
+from iris_kv.rollout import LiveRollout
 from iris_kv.seeding import SeedReport, degradation, seed
+from iris_kv.settings import Settings
 from iris_kv.store.memory import MemoryStore
 
 LIMITS: dict[Scope, Limits] = {
@@ -23,14 +25,13 @@ PROMPTS = ("system/prompt/compact", "system/prompt/full")
 class Process:
     """A process with its own sources, given as folders from the first to the one that wins."""
 
-    def __init__(self, store: MemoryStore, folders: Sequence[Path]) -> None:
+    def __init__(self, store: MemoryStore, folders: Sequence[Path], prompt: str = "") -> None:
         sources = [InstructionSource(folder=each, origin="folder", label=each.name) for each in folders]
         self.store = store
         self.labels = [source.label for source in sources]
         self.library = InstructionLibrary(sources)
-        self.prompts = PromptSelector(
-            PromptSource(folders[0].parent / "system.md"), self.library, compact=True, reason="default"
-        )
+        source = folders[0].parent / "system.md"
+        self.prompts = PromptSelector(source, self.library, LiveRollout(Settings(), []), label=prompt)
 
     async def seed(self, *, force: bool = False) -> SeedReport:
         self.library.refresh()
@@ -221,3 +222,30 @@ async def test_a_copy_that_cannot_be_read_degrades_and_one_that_differs_does_not
         damaged = await degradation(store, "instructions", "a", digest_of(b"text"))
 
     assert (same, other, absent, damaged) == (None, None, None, "corrupt")
+
+
+async def test_a_prompt_source_that_cannot_be_read_keeps_no_instruction_from_being_seeded(
+    open_store, folders, tmp_path: Path
+) -> None:
+    write(folders("one"), "a")
+    (tmp_path / "system.md").unlink()
+    async with open_store() as store:
+        process = Process(store, [folders("one")])
+        without = await process.seed()
+        (tmp_path / "system.md").write_text("<!-- iris:instructions -->\n")
+        mended = await process.seed()
+
+    assert without.written == ("instructions/a",)
+    assert mended.written == PROMPTS
+
+
+async def test_prompts_of_other_sources_are_left_alone(open_store, folders, tmp_path: Path) -> None:
+    write(folders("one"), "a")
+    async with open_store() as store:
+        await Process(store, [folders("one")]).seed()
+        (tmp_path / "system.md").write_text("# Mine\n<!-- iris:instructions -->\n")
+        mine = await Process(store, [folders("one")], "/mine/system.md").seed()
+        (tmp_path / "system.md").write_text("# Upgraded\n<!-- iris:instructions -->\n")
+        upgraded = await Process(store, [folders("one")]).seed()
+
+    assert (mine.kept, upgraded.written) == (PROMPTS, PROMPTS)

@@ -10,7 +10,7 @@ import pytest
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.model import SCOPES, Limits
-from iris_kv.settings import ScopeSettings, Settings, load_settings, shipped, user_config_path
+from iris_kv.settings import ScopeSettings, Settings, load_settings, settings_at_hand, shipped, user_config_path
 
 
 @pytest.fixture(autouse=True)
@@ -241,7 +241,7 @@ def test_an_unknown_argument_is_refused(workspace: Path) -> None:
         ("[scopes.task]\nttl_hours = 1e9\n", "scopes.task.ttl_hours in user configuration is 1000", "876000"),
         ("[instructions]\nfolders = 'x'\n", "instructions.folders in user configuration is 'x'", "valid tuple"),
         ('[instructions]\nfolders = ["a\\u0000"]\n', "instructions.folders in user configuration", "NUL"),
-        ("prompt = 1\n", "prompt in user configuration is 1", "a table of compact"),
+        ("prompt = 1\n", "prompt in user configuration is 1", "a table of source, compact, phase"),
         ("scopes = []\n", "scopes in user configuration is []", "a table of system, instructions"),
         ("[scopes]\ntask = 'x'\n", "scopes.task in user configuration is 'x'", "a table of quota_mb"),
         ("[profile]\na = 1\n", "profile in user configuration is {'a': 1}", "'standard' or 'full'"),
@@ -383,10 +383,107 @@ def test_the_user_may_name_folders_anywhere(workspace: Path, tmp_path: Path) -> 
     assert folders == (Path("/opt/instructions"), tmp_path / "home" / "mine", Path("docs"))
 
 
+def test_the_workspaces_file_may_leave_the_shipped_instructions_out_which_it_could_override_anyway(
+    workspace: Path,
+) -> None:
+    write_workspace(workspace, "[instructions]\nshipped = false\n")
+
+    assert load_settings(workspace).instructions.shipped is False
+
+
+def test_the_users_prompt_source_may_start_at_the_home_folder(workspace: Path, tmp_path: Path) -> None:
+    write_user("[prompt]\nsource = '~/mine.md'\n")
+
+    assert load_settings(workspace).prompt.source == tmp_path / "home" / "mine.md"
+
+
 def test_folders_of_the_workspaces_file_that_are_overruled_do_no_harm(workspace: Path) -> None:
     write_workspace(workspace, "[instructions]\nfolders = ['..']\n")
 
     assert load_settings(workspace, {"instructions.folders": [Path("/x")]}).instructions.folders == (Path("/x"),)
+
+
+@pytest.mark.parametrize(
+    "key", ["phase = 'off'", "percent = 5", "allow = ['a']", "kill = false", "subject = 'a'", "source = 'p.md'"]
+)
+def test_the_workspaces_file_may_not_steer_the_rollout(workspace: Path, key: str) -> None:
+    write_workspace(workspace, f"[prompt]\n{key}\n")
+
+    with pytest.raises(ForbiddenError, match=f"sets 'prompt.{key.split(maxsplit=1)[0]}'"):
+        load_settings(workspace)
+
+
+# The rollout
+
+
+def test_a_kill_in_any_layer_kills_whatever_the_layers_over_it_say(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_user("[prompt]\nkill = true\n")
+    monkeypatch.setenv("IRIS_KV_PROMPT__KILL", "false")
+
+    settings = load_settings(workspace, {"prompt.kill": False})
+
+    assert (settings.prompt.kill, settings.origins) == (True, {"prompt.kill": "user configuration"})
+
+
+def test_the_rollout_is_set_by_variables_too(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PHASE", "percent"), ("PERCENT", "12.25"), ("ALLOW", '["a", "b"]'), ("SUBJECT", "me")):
+        monkeypatch.setenv(f"IRIS_KV_PROMPT__{name}", value)
+
+    prompt = load_settings(workspace).prompt
+
+    assert (prompt.phase, prompt.percent, prompt.allow, prompt.subject) == ("percent", 12.25, ("a", "b"), "me")
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("phase = 'half'", "prompt.phase in user configuration is 'half'; Input should be 'off', 'percent' or 'on'"),
+        ("percent = 101", "prompt.percent in user configuration is 101; Input should be less than or equal to 100"),
+        ("kill = 'maybe'", "prompt.kill in user configuration is 'maybe'; Input should be a valid boolean"),
+        ("allow = 'me'", "prompt.allow in user configuration is 'me'; Input should be a valid tuple"),
+        ("subject = ''", "prompt.subject in user configuration is ''; String should have at least 1 character"),
+    ],
+)
+def test_a_mistake_in_the_rollout_is_told(workspace: Path, toml: str, words: str) -> None:
+    write_user(f"[prompt]\n{toml}\n")
+
+    assert words in told(lambda: load_settings(workspace))
+
+
+# What counts where something is broken
+
+
+def test_a_broken_file_of_the_workspace_leaves_all_other_layers_standing(workspace: Path) -> None:
+    write_user("[prompt]\nphase = 'off'\n")
+    (workspace / ".env").write_text("USE_KV_CACHE_PROMPT=false\n")
+    write_workspace(workspace, "[scopes\n")
+
+    settings, problem = settings_at_hand(workspace, {"profile": "full"})
+
+    assert (settings.prompt.phase, settings.prompt.kill, settings.profile) == ("off", False, "full")
+    assert settings.prompt.compact is False
+    assert "config.toml is not TOML" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "profile"), [({"profile": "full"}, "full"), ({"profile": "half"}, "standard")], ids=["good", "bad"]
+)
+def test_a_broken_configuration_of_the_user_may_mean_kill(
+    workspace: Path, arguments: dict[str, object], profile: str
+) -> None:
+    write_user("[prompt]\nkil = true\n")
+
+    settings, problem = settings_at_hand(workspace, arguments)
+
+    assert (settings.prompt.kill, settings.profile) == (True, profile)
+    assert settings.origins["prompt.kill"] == "the broken configuration"
+    assert isinstance(problem, InvalidArgumentError)
+
+
+def test_nothing_broken_is_no_problem(workspace: Path) -> None:
+    assert settings_at_hand(workspace) == (load_settings(workspace), None)
 
 
 # The package's own files

@@ -15,6 +15,7 @@ from iris_kv.cli.clients import clients
 from iris_kv.cli.doctor import doctor_app
 from iris_kv.cli.entries import entries
 from iris_kv.cli.library import library, prompts
+from iris_kv.cli.rollout import rollout
 from iris_kv.cli.server import server
 from iris_kv.cli.split import split_app
 from iris_kv.cli.upkeep import upkeep
@@ -32,6 +33,7 @@ app.add_typer(server)
 app.add_typer(prompts)
 app.add_typer(split_app)
 app.add_typer(library, name="instructions")
+app.add_typer(rollout, name="rollout")
 app.add_typer(entries)
 app.add_typer(upkeep)
 app.add_typer(clients)

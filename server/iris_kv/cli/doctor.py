@@ -9,13 +9,23 @@ from collections.abc import Iterator
 import typer
 
 from iris_kv import __version__
-from iris_kv.cli.output import FoldersOption, JsonOption, TrustOption, WorkspaceOption, given, locate, run, show
+from iris_kv.cli.output import (
+    FoldersOption,
+    JsonOption,
+    PromptOption,
+    TrustOption,
+    WorkspaceOption,
+    given,
+    locate,
+    run,
+    show,
+)
 from iris_kv.errorlog import ServerError, described, error_log_path, last_errors
 from iris_kv.errors import IrisError, NotFoundError
 from iris_kv.instructions import LibraryError
 from iris_kv.location import Location
 from iris_kv.model import Frozen, utc_text
-from iris_kv.settings import Settings, load_settings
+from iris_kv.settings import settings_at_hand
 from iris_kv.workspace import ScopeActivity, Workspace
 
 doctor_app = typer.Typer()
@@ -52,11 +62,12 @@ class Diagnosis(Frozen):
 def doctor(
     workspace: WorkspaceOption = None,
     instructions: FoldersOption = None,
+    prompt: PromptOption = None,
     trust_owner: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say which workspace is used and why, what was written and read lately, and what is wrong."""
-    arguments = given(instructions, trust_owner=trust_owner)
+    arguments = given(instructions, prompt, trust_owner=trust_owner)
     found = run(lambda: diagnose(workspace, arguments), as_json=as_json)
     show(found, "\n".join(_lines(found)), as_json=as_json)
     if found.problems:
@@ -68,22 +79,20 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
     problems: list[str] = []
     notes: list[str] = []
     location: Location | None = None
-    settings = Settings()
     try:
         location = locate(workspace)
     except IrisError as error:
         problems.append(str(error))
-    try:
-        settings = load_settings(None if location is None else location.root, arguments)
-    except IrisError as error:
-        problems.append(str(error))
+    settings, broken = settings_at_hand(None if location is None else location.root, arguments)
+    problems += [] if broken is None else [str(broken)]
     found = Workspace(location, settings, face="cli", create=False)
     try:
+        prompt = await found.choice()
         activity, calls = await _history(found, location, notes, problems)
     finally:
         await found.aclose()
     problems += [f"{error.file}: {error.problem}" for error in found.library.errors]
-    problems += [] if found.prompts.error is None else [found.prompts.error]
+    problems += found.prompts.errors
     problems += _place_problems(location)
     root = None if location is None else str(location.root)
     return Diagnosis(
@@ -93,7 +102,7 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
         workspace=root,
         workspace_reason="none found" if location is None else location.reason,
         settings=dict(settings.origins),
-        prompt=f"{'compact' if found.prompts.compact else 'full'} ({found.prompts.reason})",
+        prompt=f"{prompt.variant} ({prompt.shown})",
         activity=activity,
         instruction_calls=calls,
         library_errors=found.library.errors,

@@ -7,15 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import anyio
 import typer
 
 from iris_kv.block import install_block, uninstall_block
-from iris_kv.cli.output import FoldersOption, JsonOption, WorkspaceOption, given, locate, note, reported, show
+from iris_kv.cli.output import (
+    FoldersOption,
+    JsonOption,
+    PromptOption,
+    SubjectOption,
+    WorkspaceOption,
+    given,
+    locate,
+    note,
+    reported,
+    show,
+)
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.guidance import instruction_sources
 from iris_kv.instruction_check import check
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource, section
 from iris_kv.location import VARIABLE, Location
+from iris_kv.prompts import Prompt
 from iris_kv.settings import load_settings
 from iris_kv.tokens import TokenCounter
 from iris_kv.workspace import Workspace
@@ -101,7 +114,9 @@ def check_instructions(
 
 @prompts.command(short_help="Print the system prompt, or install it.")
 def prompt(
-    variant: Annotated[str | None, typer.Option(help="compact or full; without it, as configured.")] = None,
+    variant: Annotated[str | None, typer.Option(help="compact or full; without it, as the rollout decides.")] = None,
+    subject: SubjectOption = None,
+    source: PromptOption = None,
     install: Annotated[Path | None, typer.Option(help="Write the trigger table into this file.")] = None,
     uninstall: Annotated[Path | None, typer.Option(help="Take the trigger table out of this file.")] = None,
     workspace: WorkspaceOption = None,
@@ -118,13 +133,15 @@ def prompt(
             uninstall_block(uninstall)
             show({"file": str(uninstall), "outcome": "removed"}, f"removed: {uninstall}", as_json=as_json)
             return
-        served = _workspace(workspace, instructions)
+        served = _workspace(workspace, instructions, source)
         if install is not None:
             outcome = install_block(install, installed_text(served))
             show({"file": str(install), "outcome": outcome}, f"{outcome}: {install}", as_json=as_json)
             return
-        chosen = served.prompts.select(variant)
-    note(f"{chosen.variant} (chosen by: {chosen.reason}), {served.counter.shown(chosen.text)} tokens")
+        chosen = anyio.run(_preview, served, variant, subject)
+    note(f"{chosen.variant} (chosen by: {chosen.shown}), {served.counter.shown(chosen.text)} tokens")
+    if chosen.note:
+        note(chosen.note)
     show(chosen, chosen.text, as_json=as_json)
 
 
@@ -133,10 +150,17 @@ def installed_text(workspace: Workspace) -> str:
     return "## Instructions on demand (iris-kv)\n\n" + workspace.prompts.server_instructions()
 
 
-def _workspace(name: str | None, folders: list[Path] | None) -> Workspace:
+async def _preview(served: Workspace, variant: str | None, subject: str | None) -> Prompt:
+    try:
+        return await served.preview(variant, subject=subject)
+    finally:
+        await served.aclose()
+
+
+def _workspace(name: str | None, folders: list[Path] | None, prompt: Path | None = None) -> Workspace:
     """Return the library and the prompts; they are served where no workspace is named or found, too."""
     location = _location(name)
-    settings = load_settings(None if location is None else location.root, given(folders))
+    settings = load_settings(None if location is None else location.root, given(folders, prompt))
     return Workspace(location, settings, face="cli", create=False)
 
 

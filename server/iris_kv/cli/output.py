@@ -48,19 +48,31 @@ FoldersOption = Annotated[
     list[Path] | None,
     typer.Option("--instructions", help="A folder of instructions, over the shipped ones; repeatable."),
 ]
+PromptOption = Annotated[
+    Path | None, typer.Option("--prompt", help="The file that the system prompt is rendered from, not the shipped one.")
+]
+SubjectOption = Annotated[
+    str | None, typer.Option("--subject", help="For whom the rollout decides; without it, the workspace's id.")
+]
 TrustOption = Annotated[bool, typer.Option("--trust-owner", help="Accept a cache that another user owns.")]
 
 _PROGRESS_AFTER_S: Final = 1.0
 _T = TypeVar("_T")
 
 
-def given(folders: Sequence[Path] | None = None, **options: object) -> dict[str, object]:
+def given(folders: Sequence[Path] | None = None, prompt: Path | None = None, **options: object) -> dict[str, object]:
     """Return the settings that options name; an option that was not given sets nothing."""
     arguments = {name: value for name, value in options.items() if value is not None and value is not False}
     if folders:
-        # A client's configuration has no shell that would fill in the ~.
-        arguments["instructions.folders"] = [Path(os.path.abspath(os.path.expanduser(each))) for each in folders]
+        arguments["instructions.folders"] = [_absolute(each) for each in folders]
+    if prompt is not None:
+        arguments["prompt.source"] = _absolute(prompt)
     return arguments
+
+
+def _absolute(path: Path) -> Path:
+    # A client's configuration has no shell that would fill in the ~.
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def allowed(scope: str, action: Action) -> Scope:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import anyio
 import typer
 
-from iris_kv.cli.output import FoldersOption, TrustOption, WorkspaceOption, fail, given, note
+from iris_kv.cli.output import FoldersOption, PromptOption, TrustOption, WorkspaceOption, fail, given, note
 from iris_kv.errors import UnavailableError
+from iris_kv.rollout import Variant
 
 server = typer.Typer()
 
@@ -20,8 +21,9 @@ def serve(
     workspace: WorkspaceOption = None,
     profile: Annotated[Literal["standard", "full"] | None, typer.Option(help="Which tools are offered.")] = None,
     instructions: FoldersOption = None,
-    prompt: Annotated[
-        Literal["compact", "full"] | None, typer.Option(help="The system prompt served by default.")
+    prompt: PromptOption = None,
+    variant: Annotated[
+        Variant | None, typer.Option(help="compact: as the rollout decides; full: full for everybody.")
     ] = None,
     trust_owner: TrustOption = False,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="On stderr.")] = "info",
@@ -38,9 +40,9 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    arguments = given(instructions, profile=profile, trust_owner=trust_owner)
-    if prompt is not None:
-        arguments["prompt.compact"] = prompt == "compact"
+    arguments = given(instructions, prompt, profile=profile, trust_owner=trust_owner)
+    if variant is not None:
+        arguments["prompt.compact"] = variant == "compact"
     start = app.prepare(workspace, arguments)
     app.configure_logging(log_level, "none" if start.location is None else str(start.location.root))
     anyio.run(app.serve_stdio, start)

@@ -11,6 +11,7 @@ from iris_kv.cli.output import (
     USER,
     FoldersOption,
     JsonOption,
+    PromptOption,
     ScopeArgument,
     TrustOption,
     WorkspaceOption,
@@ -101,13 +102,14 @@ def seed(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what another source wrote, too.")] = False,
     workspace: WorkspaceOption = None,
     instructions: FoldersOption = None,
+    prompt: PromptOption = None,
     trust_owner: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the instructions and the rendered prompts into the cache."""
 
     async def work() -> tuple[SeedReport, tuple[LibraryError, ...]]:
-        arguments = given(instructions, trust_owner=trust_owner)
+        arguments = given(instructions, prompt, trust_owner=trust_owner)
         async with opened(workspace, arguments, create=True) as found, progress("seeding"):
             return await found.seed(force=force), found.library.errors
 

@@ -124,7 +124,7 @@ class _Verifier:
 
     def _check_core(self) -> None:
         try:
-            before = PromptSource(self._folder / PROMPT).before
+            before = PromptSource(self._folder / PROMPT).parts.before
         except InvalidArgumentError as error:
             before = _bytes_of(self._folder / PROMPT)
             self._found(PROMPT, error.wrong)

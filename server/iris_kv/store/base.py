@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from iris_kv.errors import ExpiredError, NotFoundError
 from iris_kv.model import (
+    DAY_MS,
     Activity,
     Changes,
     Entry,
@@ -21,6 +22,7 @@ from iris_kv.model import (
     Scope,
     Usage,
     Verification,
+    day_of,
     utc_text,
 )
 
@@ -36,6 +38,12 @@ GRACE_MS = 2 * FLUSH_INTERVAL_MS
 
 MAX_CHANGES = 10_000
 """How many changes the feed keeps."""
+
+COUNTER_DAYS = 90
+"""Counters of days that are older are forgotten by `Store.collect`."""
+
+MAX_COUNTERS = 50_000
+"""How many counters `Store.collect` keeps, of the newest days, and of a day the highest: names may come from clients."""
 
 
 class Reader(Protocol):
@@ -155,7 +163,7 @@ class Store(Protocol):
         ...
 
     async def collect(self, scope: Scope | None = None) -> Removed:
-        """Remove expired entries, of one scope or of all, and tidy up."""
+        """Remove expired entries, of one scope or of all, forget old counters, and tidy up."""
         ...
 
     async def verify(self, scope: Scope | None = None) -> Verification:
@@ -168,6 +176,10 @@ class Store(Protocol):
 
     async def counts(self, since: str) -> Mapping[str, Mapping[str, int]]:
         """Return the counters by name and day, from the day `since` on."""
+        ...
+
+    async def workspace_id(self) -> str:
+        """Return the random id of what is stored here: 32 hex digits, the same for every process."""
         ...
 
     async def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
@@ -185,6 +197,11 @@ class Store(Protocol):
     async def aclose(self) -> None:
         """Write what is pending and close; the store cannot be used afterwards."""
         ...
+
+
+def oldest_counted_day(now_ms: int) -> str:
+    """Return the first of the days whose counters are kept, such as `2026-01-31`."""
+    return day_of(now_ms - (COUNTER_DAYS - 1) * DAY_MS)
 
 
 def not_found(scope: Scope, key: str) -> NotFoundError:

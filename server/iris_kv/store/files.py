@@ -195,6 +195,11 @@ class FileStore:
         here = self._threads
         return await here.read(lambda: here.reading.counts(since))
 
+    async def workspace_id(self) -> str:
+        """See `Store.workspace_id`."""
+        here = self._threads
+        return await here.read(here.reading.workspace_id)
+
     async def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
         """See `Store.activity`."""
         here = self._threads

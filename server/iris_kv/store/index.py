@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from iris_kv.errors import UncertainError
 from iris_kv.model import Operation, Removed, Scope
-from iris_kv.store.base import MAX_CHANGES
+from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
 from iris_kv.store.queries import ROW, Queries, Row, Snapshot
 from iris_kv.store.schema import INDEX, connect, explained
 
@@ -151,6 +151,15 @@ class Writer(Snapshot):
         self._connection.executemany(
             "INSERT INTO counter(name, day, n) VALUES(?,?,?) ON CONFLICT(name, day) DO UPDATE SET n=n+excluded.n",
             [(name, day, n) for name, n in deltas.items()],
+        )
+
+    def trim_counts(self, since: str) -> None:
+        """Forget the counters of days before `since`, and the lowest of the oldest over the bound; in a transaction."""
+        self._connection.execute("DELETE FROM counter WHERE day<?", (since,))
+        self._connection.execute(
+            "DELETE FROM counter WHERE (name, day) IN"
+            " (SELECT name, day FROM counter ORDER BY day DESC, n DESC, name LIMIT -1 OFFSET ?)",
+            (MAX_COUNTERS,),
         )
 
     def set_meta(self, key: str, value: str) -> None:

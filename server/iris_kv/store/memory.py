@@ -28,7 +28,7 @@ from iris_kv.model import (
     digest_of,
 )
 from iris_kv.store import names
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, expired, not_found
+from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COUNTERS, expired, not_found, oldest_counted_day
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ class MemoryStore:
     async def collect(self, scope: Scope | None = None) -> Removed:
         """See `Store.collect`."""
         removed = [self._remove_expired(each) for each in (SCOPES if scope is None else (scope,))]
+        self._trim_counts()
         return Removed(entries=sum(each.entries for each in removed), bytes=sum(each.bytes for each in removed))
 
     async def verify(self, scope: Scope | None = None) -> Verification:
@@ -199,6 +200,10 @@ class MemoryStore:
         """See `Store.counts`."""
         recent = {name: {day: n for day, n in days.items() if day >= since} for name, days in self._counts.items()}
         return {name: days for name, days in recent.items() if days}
+
+    async def workspace_id(self) -> str:
+        """See `Store.workspace_id`."""
+        return self._id
 
     async def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
         """See `Store.activity`."""
@@ -267,6 +272,16 @@ class MemoryStore:
             del self._entries[scope][info.key]
             self._note(scope, info.key, "expire")
         return Removed(entries=len(gone), bytes=sum(info.size for info in gone))
+
+    def _trim_counts(self) -> None:
+        since = oldest_counted_day(self._clock.now_ms())
+        held = [(day, n, name) for name, days in self._counts.items() for day, n in days.items() if day >= since]
+        held.sort(key=lambda each: each[2])
+        held.sort(key=lambda each: each[:2], reverse=True)
+        counts: dict[str, dict[str, int]] = {}
+        for day, n, name in held[:MAX_COUNTERS]:
+            counts.setdefault(name, {})[day] = n
+        self._counts = counts
 
     def _note(self, scope: Scope, key: str, op: Operation) -> None:
         self._changes.append(Change(scope=scope, key=key, op=op, origin=self._id))

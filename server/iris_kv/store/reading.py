@@ -170,6 +170,10 @@ class Reading:
         """Return the counters by name and day."""
         return self._engine.ask(lambda index: index.counts(since))
 
+    def workspace_id(self) -> str:
+        """Return the random id that the index was created with."""
+        return self._engine.fresh_cache().index.readers.meta("workspace_id")
+
     def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
         """Return when the scope was last written and last read."""
         written, read = self._engine.ask(lambda index: index.activity(scope))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from iris_kv.model import SCOPES, Damage, Removed, Scope, Verification
 from iris_kv.store import names
+from iris_kv.store.base import oldest_counted_day
 from iris_kv.store.queries import PAGE_ROWS
 from iris_kv.store.schema import INDEX
 
@@ -57,6 +58,7 @@ class Upkeep:
             with cache.index.writer.transaction():
                 cache.index.writer.set_meta("collected_at", str(self._engine.clock.now_ms()))
                 cache.index.writer.trim_changes()
+                cache.index.writer.trim_counts(oldest_counted_day(self._engine.clock.now_ms()))
         removed = self._remove_expired(scopes)
         if scope is None:
             with self._alone() as alone:

@@ -7,7 +7,7 @@ and leaves names, schemas, paging and errors to us, so no private part of the SD
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ from iris_kv import __version__
 from iris_kv.errors import InvalidArgumentError, IrisError
 from iris_kv.policy import check_access
 from iris_kv.resume import resume
+from iris_kv.rollout import Choice
 from iris_kv.settings import Profile
 from iris_kv.surfaces import resources
 from iris_kv.surfaces.arguments import CacheClear, parsed
@@ -70,7 +71,12 @@ PROMPTS: Final = (
         name="system",
         title="System prompt",
         description="The system prompt: compact with the trigger table, or full with every instruction",
-        arguments=[PromptArgument(name="variant", description="compact or full; omitted: as configured")],
+        arguments=[
+            PromptArgument(name="variant", description="compact or full; omitted: as the rollout decides"),
+            PromptArgument(
+                name="subject", description="Who it is for, which decides where compact is rolled out in part"
+            ),
+        ],
     ),
     Prompt(
         name="resume",
@@ -226,18 +232,20 @@ class IrisServer(Server[Any]):
         prompt = next((each for each in PROMPTS if each.name == params.name), None)
         if prompt is None:
             raise invalid(f"unknown prompt {params.name!r}; the prompts are system and resume")
-        known = {argument.name for argument in prompt.arguments or ()}
-        unknown = sorted(set(arguments) - known)
+        known = [argument.name for argument in prompt.arguments or ()]
+        unknown = sorted(set(arguments) - set(known))
         if unknown:
             allowed = ", ".join(known) or "none"
             raise invalid(f"unknown arguments {unknown} of {params.name}; allowed: {allowed}")
-        return await translated(lambda: self._render(prompt.name, arguments.get("variant")))
+        return await translated(lambda: self._render(prompt.name, arguments))
 
-    async def _render(self, name: str, variant: str | None) -> GetPromptResult:
+    async def _render(self, name: str, arguments: Mapping[str, str]) -> GetPromptResult:
         if name == "resume":
             return _prompt("What is known of this workspace", await resume(self._workspace))
-        prompt = await self._workspace.prompt(variant or None)
-        return _prompt(f"{prompt.variant} system prompt (chosen by: {prompt.reason})", prompt.text)
+        # Clients send "" for what a person left open in their form.
+        variant, subject = (arguments.get(each) or None for each in ("variant", "subject"))
+        prompt = await self._workspace.prompt(variant, subject=subject)
+        return _prompt(described(prompt), prompt.text)
 
     async def _complete(self, _: Context, params: CompleteRequestParams) -> CompleteResult:
         if isinstance(params.ref, PromptReference) and params.ref.name != "system":
@@ -249,6 +257,12 @@ class IrisServer(Server[Any]):
         has_more = len(found) > most
         completion = Completion(values=found[:most], total=None if has_more else len(found), has_more=has_more)
         return CompleteResult(completion=completion)
+
+
+def described(prompt: Choice) -> str:
+    """Return which system prompt a client got, why, and what it should know besides."""
+    description = f"{prompt.variant} system prompt (chosen by: {prompt.shown})"
+    return f"{description}; {prompt.note}" if prompt.note else description
 
 
 def _prompt(description: str, text: str) -> GetPromptResult:

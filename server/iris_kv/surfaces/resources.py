@@ -22,8 +22,9 @@ from iris_kv import reading
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import Instruction, section
 from iris_kv.intake import JSON, MARKDOWN, PLAIN, check_scope
-from iris_kv.model import SCOPES, EntryInfo, Scope, short_digest
-from iris_kv.prompts import VARIANTS, one_line
+from iris_kv.model import SCOPES, EntryInfo, Scope, digest_of, short_digest
+from iris_kv.prompts import one_line
+from iris_kv.rollout import VARIANTS
 from iris_kv.surfaces import uris
 from iris_kv.workspace import Workspace
 
@@ -128,8 +129,8 @@ async def read_resource(workspace: Workspace, uri: str) -> ReadResourceResult:
         text = stats.model_copy(update={"instruction_errors": errors}).model_dump_json(indent=1)
         return ReadResourceResult(contents=[TextResourceContents(uri=uri, text=text, mime_type=JSON)])
     if target.kind == "prompt":
-        prompt = await workspace.prompt(target.name)
-        value, digest = prompt.text.encode(), prompt.digest
+        value = await workspace.rendering(target.name)
+        digest = digest_of(value)
     else:
         instruction = await workspace.used_instruction(target.name)
         value, digest = await to_thread.run_sync(_part, instruction, target.section), instruction.digest
