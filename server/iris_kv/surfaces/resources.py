@@ -21,7 +21,8 @@ from mcp.types import (
 from iris_kv import reading
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import Instruction, section
-from iris_kv.intake import JSON, MARKDOWN, PLAIN, check_scope
+from iris_kv.intake import MARKDOWN, PLAIN, check_scope
+from iris_kv.json_text import JSON
 from iris_kv.model import SCOPES, EntryInfo, Scope, short_digest
 from iris_kv.prompts import VARIANTS, one_line
 from iris_kv.surfaces import uris
