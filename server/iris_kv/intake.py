@@ -19,6 +19,7 @@ from iris_kv.json_text import JSON, is_json, json_problem
 from iris_kv.model import SCOPES, Scope
 from iris_kv.reading import is_text
 from iris_kv.settings import HOUR_MS, MAX_TTL_HOURS
+from iris_kv.slices import Wanted
 from iris_kv.store.names import content_type_of
 
 MARKDOWN: Final = "text/markdown"
@@ -90,6 +91,15 @@ def check_digest(digest: str | None, *, name: str = "if_digest") -> str | None:
         f"it is sha256: and 16 to 64 hex digits, or empty{meaning}",
         "take the digest of the last answer",
     )
+
+
+def wanted(offset: int, max_tokens: int | None, known_digest: str | None) -> Wanted:
+    """Return which slice a caller wants, and which version the caller has.
+
+    Raises:
+        InvalidArgumentError: `known_digest` is no digest.
+    """
+    return Wanted(offset, max_tokens, check_digest(known_digest, name="known_digest"))
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> Mapping[str, str]:

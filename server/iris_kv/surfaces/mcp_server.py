@@ -58,6 +58,7 @@ from iris_kv.surfaces.consent import consent_to_clear
 from iris_kv.surfaces.failures import failure, invalid, protocol_error, translated, unforeseen
 from iris_kv.surfaces.notify import Notifier
 from iris_kv.surfaces.tools import AGENT, Tool, offered
+from iris_kv.surfaces.uris import entry_uri
 from iris_kv.workspace import Workspace
 
 NAME: Final = "iris-kv"
@@ -170,10 +171,10 @@ class IrisServer(Server[Any]):
         try:
             return await self._answer(tool, context, params)
         except IrisError as error:
-            return failure(str(error))
+            return failure(str(error), self._workspace.counter, (params.arguments or {}).get("max_tokens"))
         except Exception:
             _log.exception("the tool %s failed", tool.name)
-            return failure(unforeseen(tool.name))
+            return failure(unforeseen(tool.name), self._workspace.counter)
 
     async def _answer(
         self, tool: Tool, context: Context, params: CallToolRequestParams
@@ -235,7 +236,7 @@ class IrisServer(Server[Any]):
 
     async def _render(self, name: str, variant: str | None) -> GetPromptResult:
         if name == "resume":
-            return _prompt("What is known of this workspace", await resume(self._workspace))
+            return _prompt("What is known of this workspace", await resume(self._workspace, entry_uri))
         prompt = await self._workspace.prompt(variant or None)
         return _prompt(f"{prompt.variant} system prompt (chosen by: {prompt.reason})", prompt.text)
 
