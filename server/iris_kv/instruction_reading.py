@@ -93,7 +93,7 @@ def instruction_list(library: InstructionLibrary, query: str | None, counter: To
     errors = [f"error in {error.file}: {error.problem}" for error in library.errors]
     below = bounded_lines(errors, counter, "mend these first", DEFAULT_TOKENS // 4) if errors else ""
     above = bounded_lines(
-        lines, counter, "narrow them with a query of several words", DEFAULT_TOKENS - counter.at_most(below)
+        lines, counter, "narrow them with a query of several words", DEFAULT_TOKENS - counter.at_most("\n" + below)
     )
     return f"{above}\n{below}" if below else above
 

@@ -29,7 +29,8 @@ _STRIDE_OF_SCALARS: Final = re.compile(rf"(?:{_SCALAR}{_SPACE},{_SPACE}){{{_STRI
 _START: Final = re.compile(_SPACE)
 _COLON: Final = re.compile(rf"{_SPACE}:{_SPACE}")
 _COMMA: Final = re.compile(rf"{_SPACE},{_SPACE}")
-_END: Final = re.compile(rf"{_SPACE}[\]}}]")
+_MEMBERS_END: Final = re.compile(rf"{_SPACE}\}}")
+_ELEMENTS_END: Final = re.compile(rf"{_SPACE}\]")
 
 
 class Outline(NamedTuple):
@@ -196,7 +197,7 @@ def _follow_member(text: str, at: int, tokens: Sequence[str | None], depth: int)
         if comma is None:
             break
         at = comma.end()
-    end = _behind(_END, text, at, "Expecting ',' delimiter")
+    end = _behind(_MEMBERS_END, text, at, "Expecting ',' delimiter")
     return found or _Missing(depth, Outline(tuple(dict.fromkeys(names)), size, is_array=False)), end
 
 
@@ -222,7 +223,7 @@ def _follow_element(text: str, at: int, tokens: Sequence[str | None], depth: int
         if comma is None:
             break
         at = comma.end()
-    end = _behind(_END, text, at, "Expecting ',' delimiter")
+    end = _behind(_ELEMENTS_END, text, at, "Expecting ',' delimiter")
     return found or _Missing(depth, Outline((), size, is_array=True)), end
 
 

@@ -35,7 +35,7 @@ _CODE_POINT_BYTES: Final = 4
 _INLINE_BYTES: Final = 65_536
 _CHUNK: Final = 1 << 20
 _OUTLINED_BYTES: Final = 8 << 20
-_PARTS_SHARE: Final = 8
+_PARTS_SHARE: Final = 16
 
 
 async def stored_answer(

@@ -229,13 +229,13 @@ def _more(n: int, todo: str) -> str:
 
 
 def shortened(text: str, counter: TokenCounter, max_tokens: int) -> str:
-    """Return a text without the middle of what does not fit, so that its end still says what to do."""
+    """Return an error's text without the middle of what does not fit: its end, behind `; `, says what to do."""
+    most = max_tokens * WINDOW_BYTES_PER_TOKEN
     text = text.encode("utf-8", "replace").decode()
-    if counter.at_most(text) <= max_tokens:
+    if len(text) <= most and counter.at_most(text) <= max_tokens:
         return text
-    # A character is at most four tokens.
-    end = text[-(max_tokens // 8) :]
-    return f"{counter.fitting(text, max_tokens - counter.at_most(end) - _SLACK_TOKENS)} […] {end}"
+    end = counter.fitting(text[text.rfind("; ") :][:most], max_tokens // 2)
+    return f"{counter.fitting(text[:most], max_tokens - counter.at_most(end) - _SLACK_TOKENS)} […] {end}"
 
 
 def _room(framed: Callable[[Slice], str], size: int, budget: int, counter: TokenCounter) -> int:

@@ -162,6 +162,8 @@ def test_a_pointer_that_leads_nowhere_says_what_is_there(pointer: str, words: st
         ),
         *(
             (b"[1 2]", "Expecting ','"),
+            (b"[1}", "Expecting ','"),
+            (b'{"a": 1]', "Expecting ','"),
             (b"[1", "Expecting ','"),
             (b'{"a": 1', "Expecting ','"),
             (b'{"a', "Unterminated"),

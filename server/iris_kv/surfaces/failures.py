@@ -60,7 +60,7 @@ async def translated(work: Callable[[], Awaitable[_T]], *, uri: str | None = Non
 def protocol_error(error: IrisError, uri: str | None = None) -> MCPError:
     """Return the protocol's error for one of ours."""
     at_fault = ("invalid_argument", "not_found", "expired", "forbidden")
-    data = {"code": error.code} if uri is None else {"code": error.code, "uri": uri}
+    data = {"code": error.code} if uri is None or len(uri) > _MOST_BYTES else {"code": error.code, "uri": uri}
     return MCPError(INVALID_PARAMS if error.code in at_fault else INTERNAL_ERROR, _bounded(str(error)), data)
 
 
