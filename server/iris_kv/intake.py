@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import re
@@ -16,12 +15,13 @@ import aiofiles
 from anyio import to_thread
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, NotFoundError
+from iris_kv.json_text import JSON, is_json, json_problem
 from iris_kv.model import SCOPES, Scope
 from iris_kv.reading import is_text
 from iris_kv.settings import HOUR_MS, MAX_TTL_HOURS
+from iris_kv.slices import Wanted
 from iris_kv.store.names import content_type_of
 
-JSON: Final = "application/json"
 MARKDOWN: Final = "text/markdown"
 PLAIN: Final = "text/plain"
 BINARY: Final = "application/octet-stream"
@@ -93,6 +93,15 @@ def check_digest(digest: str | None, *, name: str = "if_digest") -> str | None:
     )
 
 
+def wanted(offset: int, max_tokens: int | None, known_digest: str | None) -> Wanted:
+    """Return which slice a caller wants, and which version the caller has.
+
+    Raises:
+        InvalidArgumentError: `known_digest` is no digest.
+    """
+    return Wanted(offset, max_tokens, check_digest(known_digest, name="known_digest"))
+
+
 def check_metadata(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
     """Return an entry's metadata.
 
@@ -116,13 +125,13 @@ def typed(value: bytes, content_type: str | None) -> str:
     if content_type is None:
         if not is_text(value):
             return BINARY
-        return JSON if value.lstrip()[:1] in (b"{", b"[") and _json_problem(value) is None else PLAIN
+        return JSON if value.lstrip()[:1] in (b"{", b"[") and json_problem(value) is None else PLAIN
     declared = content_type.strip().lower()
     if not _MEDIA_TYPE.fullmatch(declared):
         raise InvalidArgumentError(
             f"content_type is {content_type!r}", "it is a media type such as text/markdown", "mend it or leave it out"
         )
-    if is_json(declared) and (problem := _json_problem(value)) is not None:
+    if is_json(declared) and (problem := json_problem(value)) is not None:
         raise InvalidArgumentError(
             f"the value is declared {declared} and does not parse: {problem}",
             "what is declared JSON must be JSON, so that its readers can trust it",
@@ -160,25 +169,6 @@ class WorkspaceFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._handle)
-
-
-def is_json(content_type: str) -> bool:
-    """Tell whether a content type is JSON."""
-    bare = content_type.split(";", 1)[0].strip()
-    return bare == JSON or bare.endswith("+json")
-
-
-def _json_problem(value: bytes) -> str | None:
-    try:
-        # Numbers are only looked at: parsed, one of a million digits takes minutes, and over 4,300 are refused.
-        json.loads(value.decode("utf-8-sig"), parse_int=len, parse_float=len, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        return str(error)
-    return None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _open_inside(root: Path, path: str) -> tuple[int, Path]:

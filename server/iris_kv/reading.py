@@ -1,300 +1,217 @@
-"""Bounded reads: every answer stays within its token budget, and says how to go on.
+"""Bounded reads of stored values, whole or by JSON Pointer: for models between fence lines, or bare.
 
-An offset counts bytes of the stored value. A slice starts and ends between code points, so
-walking the slices gives exactly the stored bytes. Values come back between fence lines whose tag
-carries 16 hex digits of the value's digest: a value cannot contain its own fence, and not a byte
-of it is changed. What stands inside is data, not instructions.
+The tag of the fence lines carries 16 hex digits of the value's digest: a value cannot contain its
+own fence, and not a byte of it is changed. What stands inside is data, not instructions.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+import codecs
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from anyio import to_thread
 
-from iris_kv.errors import InvalidArgumentError
-from iris_kv.instructions import Instruction, InstructionLibrary, LibraryError, Section
-from iris_kv.model import EntryInfo, Frozen, short_digest, utc_text
+from iris_kv.json_text import is_json, outline, part_at, pointers_into, quoted
+from iris_kv.model import EntryInfo, short_digest, utc_text
+from iris_kv.slices import (
+    WINDOW_BYTES_PER_TOKEN,
+    BlobSlice,
+    Call,
+    Slice,
+    Wanted,
+    blob_slice,
+    check_offset,
+    check_room,
+    code_point_start,
+    continuation,
+    text_slice,
+)
 from iris_kv.store.base import Reader
-from iris_kv.tokens import WORST_BYTES_PER_TOKEN, TokenCounter
+from iris_kv.tokens import TokenCounter
 
-DEFAULT_TOKENS: Final = 8_000
-MAX_TOKENS: Final = 20_000
-
-_WINDOW_BYTES_PER_TOKEN: Final = 8
-_SLACK_TOKENS: Final = 24
 _CODE_POINT_BYTES: Final = 4
-
-
-class Slice(Frozen):
-    """A part of a text, by bytes of the whole."""
-
-    text: str
-    start: int
-    end: int
-    size: int
-    """The length of the whole, in bytes."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether this is all there is."""
-        return self.start == 0 and self.end == self.size
-
-
-class BlobSlice(Frozen):
-    """A part of a binary value."""
-
-    data: bytes
-    start: int
-    size: int
-
-    @property
-    def base64(self) -> str:
-        """Return the bytes in base64."""
-        return base64.b64encode(self.data).decode("ascii")
-
-
-def check_tokens(max_tokens: int | None) -> int:
-    """Return the budget of an answer, in tokens.
-
-    Raises:
-        InvalidArgumentError: It is below 1; one above the cap is cut to the cap.
-    """
-    if max_tokens is None:
-        return DEFAULT_TOKENS
-    if max_tokens < 1:
-        raise InvalidArgumentError(
-            f"max_tokens is {max_tokens}", f"1 to {MAX_TOKENS}; the default is {DEFAULT_TOKENS}", "give more"
-        )
-    return min(max_tokens, MAX_TOKENS)
-
-
-def check_offset(offset: int, size: int) -> None:
-    """Refuse an offset outside the value.
-
-    Raises:
-        InvalidArgumentError: It is negative or behind the end.
-    """
-    if not 0 <= offset <= size:
-        raise InvalidArgumentError(
-            f"offset {offset} is outside the value of {size} bytes",
-            f"0 to {size}, counted in bytes",
-            "take the offset that the answer before this one named",
-        )
+_INLINE_BYTES: Final = 65_536
+_CHUNK: Final = 1 << 20
+_OUTLINED_BYTES: Final = 8 << 20
+_PARTS_SHARE: Final = 16
 
 
 async def stored_answer(
-    reader: Reader, offset: int, max_tokens: int | None, counter: TokenCounter, continue_with: str
+    reader: Reader, wanted: Wanted, counter: TokenCounter, call: Call, uri: str, *, pointer: str | None = None
 ) -> str:
-    """Return a slice of a stored value between its fence lines.
+    """Return a slice of a stored value, or of the part that a JSON Pointer names, between fence lines.
 
     Args:
         reader: The value.
-        offset: Where to start, in bytes.
-        max_tokens: The budget of the whole answer; None takes the default.
+        wanted: Which slice; its offset counts within the part.
         counter: What counts the tokens.
-        continue_with: How the caller asks for the next slice; `{offset}` is filled in.
+        call: How the caller asks for the next slice.
+        uri: The resource that gives the bytes of a binary value.
+        pointer: Names a part of a JSON value; None or `""` is all of it.
+
+    Raises:
+        InvalidArgumentError: The offset is outside, there is too little room, or a pointer into what is not JSON.
+        NotFoundError: The pointer leads nowhere.
+        ConflictError: The value is not the version that the caller goes on with.
+    """
+    info, budget = reader.info, wanted.budget
+    if wanted.is_known(info.digest, f"{quoted(info.key)} in {info.scope}"):
+        return check_room(_unchanged_note(info), budget, counter)
+    source = await _Source.of(reader)
+    if pointer:
+        source = await source.part(pointer)
+    elif not await source.is_text():
+        return check_room(_binary_note(info, uri), budget, counter)
+    framed = partial(_framed, source, call, counter, "")
+    part = await source.text_slice(wanted, counter, framed)
+    if part.end < part.size and wanted.offset == 0 and is_json(info.content_type):
+        parts = await source.parts_note()
+        if counter.at_most(parts) <= budget // _PARTS_SHARE:
+            framed = partial(_framed, source, call, counter, parts)
+            part = await source.text_slice(wanted, counter, framed)
+    return framed(part)
+
+
+async def bare_slice(
+    reader: Reader, wanted: Wanted, counter: TokenCounter, note: Callable[[Slice], str]
+) -> Slice | BlobSlice:
+    """Return a slice of a stored value for a resource: of text where all of the value is text, else in base64.
+
+    `note` returns what stands behind a slice; it is within the budget, too.
+
+    Raises:
+        InvalidArgumentError: The offset is outside, or there is too little room.
+        ConflictError: The value is not the version that the caller goes on with.
     """
     info = reader.info
-    check_offset(offset, info.size)
+    wanted.is_known(info.digest, f"{quoted(info.key)} in {info.scope}")
+    source = await _Source.of(reader)
 
     def framed(part: Slice) -> str:
-        return _fenced(info, part) + _continuation(part, counter, continue_with)
+        return part.text + note(part)
 
-    budget = check_tokens(max_tokens)
-    blank = Slice(text="", start=info.size, end=info.size - 1, size=info.size)
-    start, window = await _window(reader, offset, budget)
-    if not is_text(window, whole=start + len(window) >= info.size):
-        return _binary_note(info)
-    room = budget - _cost(framed, blank, counter)
-    return framed(await to_thread.run_sync(_cut, window, start, info.size, room, counter))
+    if await source.is_text():
+        return await source.text_slice(wanted, counter, framed)
+    return await source.blob_slice(wanted, counter, framed)
 
 
-def instruction_answer(
-    instruction: Instruction,
-    section: Section | None,
-    offset: int,
-    counter: TokenCounter,
-    *,
-    degraded: str | None,
-    max_tokens: int | None = None,
-) -> str:
-    """Return an instruction, or one of its sections, behind one header line; for a thread, as 1 MB takes seconds.
-
-    `offset` counts bytes of the section asked for, or of the body. `degraded` says why the store
-    could not answer, if it could not: the library's text is the same.
-    """
-    body = instruction.body if section is None else instruction.body[section.start : section.end]
-    check_offset(offset, len(body))
-    asked = "" if section is None else f', section="{section.slug}"'
-    header = instruction_header(instruction, counter, degraded)
-
-    def framed(part: Slice) -> str:
-        call = f'get_instruction(tag="{instruction.tag}"{asked}, offset={{offset}})'
-        return header + "\n\n" + part.text + _continuation(part, counter, call)
-
-    budget = check_tokens(max_tokens)
-    blank = Slice(text="", start=len(body), end=len(body) - 1, size=len(body))
-    start = _code_point_start(body, offset)
-    window = body[start : start + budget * _WINDOW_BYTES_PER_TOKEN]
-    return framed(_cut(window, start, len(body), budget - _cost(framed, blank, counter), counter))
-
-
-def instruction_header(instruction: Instruction, counter: TokenCounter, degraded: str | None) -> str:
-    """Return the one line that says what an instruction is: tag, version, origin, digest, tokens, sections."""
-    slugs = ", ".join(section.slug for section in instruction.sections if section.level <= _HEADER_LEVEL)
-    parts = [
-        f"tag={instruction.tag}",
-        f"version={instruction.version or 'none'}",
-        f"origin={instruction.origin}",
-        f"digest={short_digest(instruction.digest)}",
-        f"tokens={'' if counter.exact else '~'}{instruction.tokens}",
-    ]
-    if degraded is not None:
-        parts.append(f"degraded={degraded}")
-    line = f"[{' '.join(parts)} sections={slugs}"
-    return line[:_HEADER_CHARS] + ("…]" if len(line) > _HEADER_CHARS else "]")
-
-
-def instruction_list(library: InstructionLibrary, query: str | None, counter: TokenCounter) -> str:
-    """Return the instructions that match a query, or all: tag, tokens and when to use it, one a line.
-
-    Stays within the default budget; what does not fit is left to a narrower query.
-    """
-    found = library.instructions if query is None else library.matching(query)
-    about = "~" if not counter.exact else ""
-    lines = [f"{each.tag} ({about}{each.tokens} tokens): {each.description}" for each in found]
-    if not lines:
-        lines = [f"no instruction matches {quoted((query or '')[:_QUERY_CHARS])}; leave the query out to see all"]
-    errors = [f"error in {error.file}: {error.problem}" for error in library.errors]
-    below = bounded_lines(errors, counter, "mend these first", DEFAULT_TOKENS // 4) if errors else ""
-    above = bounded_lines(
-        lines, counter, "narrow them with a query of several words", DEFAULT_TOKENS - counter.at_most(below)
-    )
-    return f"{above}\n{below}" if below else above
-
-
-def bounded_lines(lines: Sequence[str], counter: TokenCounter, todo: str, max_tokens: int = DEFAULT_TOKENS) -> str:
-    """Return the lines that fit, one below the other; if some do not, a last one says how many and what to do."""
-    left = max_tokens - _SLACK_TOKENS * 2
-    kept: list[str] = []
-    for line in lines:
-        left -= counter.at_most(line + "\n")
-        if left < 0:
-            kept.append(f"[{len(lines) - len(kept)} more lines do not fit; {todo}]")
-            break
-        kept.append(line)
-    return "\n".join(kept)
-
-
-def fitting_errors(errors: Sequence[LibraryError], counter: TokenCounter) -> tuple[LibraryError, ...]:
-    """Return the first errors that leave room for the rest of an answer that says each of them twice."""
-    costs = accumulate(2 * counter.at_most(f"{error.file} {error.problem}") + _ERROR_TOKENS for error in errors)
-    return tuple(error for error, cost in zip(errors, costs, strict=True) if cost <= DEFAULT_TOKENS // 2)
-
-
-_HEADER_LEVEL: Final = 2
-_HEADER_CHARS: Final = 1_500
-_QUERY_CHARS: Final = 200
-_ERROR_TOKENS: Final = 30
-
-
-async def blob_slice(reader: Reader, offset: int, max_tokens: int | None) -> BlobSlice:
-    """Return a part of a binary value whose base64 stays within the budget, at 1.4 bytes a token."""
-    check_offset(offset, reader.info.size)
-    n = int(check_tokens(max_tokens) * WORST_BYTES_PER_TOKEN) // 4 * 3
-    return BlobSlice(data=await reader.read(offset, max(n, 3)), start=offset, size=reader.info.size)
-
-
-async def text_slice(reader: Reader, offset: int, max_tokens: int | None, counter: TokenCounter) -> Slice | None:
-    """Return a bare slice of a text value, without fence; None where the value is binary."""
-    check_offset(offset, reader.info.size)
-    budget = check_tokens(max_tokens)
-    start, window = await _window(reader, offset, budget)
-    if not is_text(window, whole=start + len(window) >= reader.info.size):
-        return None
-    return await to_thread.run_sync(_cut, window, start, reader.info.size, budget, counter)
-
-
-def bytes_slice(value: bytes, offset: int, max_tokens: int | None, counter: TokenCounter) -> Slice:
-    """Return a bare slice of a text that is at hand; for a thread, as dense text takes a tenth of a second."""
-    check_offset(offset, len(value))
-    budget = check_tokens(max_tokens)
-    start = _code_point_start(value, offset)
-    return _cut(value[start : start + budget * _WINDOW_BYTES_PER_TOKEN], start, len(value), budget, counter)
+def bytes_slice(value: bytes, wanted: Wanted, counter: TokenCounter, framed: Callable[[Slice], str]) -> Slice:
+    """Return a slice of a text that is at hand; for a thread, as dense text takes a tenth of a second."""
+    check_offset(wanted.offset, len(value))
+    start = code_point_start(value, wanted.offset)
+    window = value[start : start + wanted.budget * WINDOW_BYTES_PER_TOKEN]
+    return text_slice(window, start, len(value), wanted.budget, counter, framed)
 
 
 def is_text(data: bytes, *, whole: bool = True) -> bool:
     """Tell whether bytes are UTF-8 without NUL; where more follows, the last code point may be cut."""
-    if b"\0" in data:
-        return False
+    return _is_text_so_far(codecs.getincrementaldecoder("utf-8")(), data, whole)
+
+
+class _Source:
+    """A stored value, or a part of it, that slices are taken from; a small one is held in memory."""
+
+    def __init__(self, reader: Reader, start: int, size: int, pointer: str, held: bytes | None = None) -> None:
+        self.info = reader.info
+        self.start = start
+        self.size = size
+        self.pointer = pointer
+        self._reader = reader
+        self._held = held
+
+    @classmethod
+    async def of(cls, reader: Reader) -> _Source:
+        size = reader.info.size
+        return cls(reader, 0, size, "", await reader.read(0, size) if size <= _INLINE_BYTES else None)
+
+    async def read(self, offset: int, n: int) -> bytes:
+        n = min(n, self.size - offset)
+        if self._held is not None:
+            return self._held[self.start + offset :][:n]
+        return await self._reader.read(self.start + offset, n)
+
+    async def part(self, pointer: str) -> _Source:
+        """Return what a JSON Pointer names in the value."""
+        value = await self.read(0, self.size)
+        start, end = await to_thread.run_sync(part_at, value, pointer, self.info.content_type)
+        return _Source(self._reader, start, end - start, pointer, value)
+
+    async def is_text(self) -> bool:
+        """Tell whether all of it is text: decided once for the whole, so that no walk changes its kind half-way."""
+        if self._held is not None:
+            return is_text(self._held)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for offset in range(0, self.size, _CHUNK):
+            chunk = await self.read(offset, _CHUNK)
+            if not await to_thread.run_sync(_is_text_so_far, decoder, chunk, offset + _CHUNK >= self.size):
+                return False
+        return True
+
+    async def text_slice(self, wanted: Wanted, counter: TokenCounter, framed: Callable[[Slice], str]) -> Slice:
+        check_offset(wanted.offset, self.size)
+        before = max(0, wanted.offset - _CODE_POINT_BYTES + 1)
+        data = await self.read(before, wanted.budget * WINDOW_BYTES_PER_TOKEN)
+        lead = code_point_start(data, wanted.offset - before)
+        return await to_thread.run_sync(
+            text_slice, data[lead:], before + lead, self.size, wanted.budget, counter, framed
+        )
+
+    async def blob_slice(self, wanted: Wanted, counter: TokenCounter, framed: Callable[[Slice], str]) -> BlobSlice:
+        check_offset(wanted.offset, self.size)
+        data = await self.read(wanted.offset, wanted.budget * WINDOW_BYTES_PER_TOKEN)
+        return await to_thread.run_sync(blob_slice, data, wanted.offset, self.size, wanted.budget, counter, framed)
+
+    async def parts_note(self) -> str:
+        """Return which pointers lead to what stands directly in it; `""` where it is too long to look, or holds none."""
+        if self.size > _OUTLINED_BYTES:
+            return ""
+        inside = await to_thread.run_sync(outline, await self.read(0, self.size))
+        pointers = [] if inside is None else pointers_into(self.pointer, inside)
+        if inside is None or not pointers:
+            return ""
+        kind = "elements" if inside.is_array else "members"
+        return f". Or one of its {inside.size} {kind}: pointer=" + ", ".join(map(quoted, pointers))
+
+
+def _is_text_so_far(decoder: codecs.IncrementalDecoder, data: bytes, is_last: bool) -> bool:  # noqa: FBT001 - run_sync passes no names
     try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return not whole and error.reason == "unexpected end of data"
-    return True
+        return "\0" not in decoder.decode(data, is_last)
+    except UnicodeDecodeError:
+        return False
 
 
-def quoted(text: str) -> str:
-    """Return a text on one line in double quotes, with everything escaped that is not plainly visible."""
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+def _framed(source: _Source, call: Call, counter: TokenCounter, parts: str, part: Slice) -> str:
+    return _fenced(source, part) + continuation(part, counter, call.at(part.end, source.info.digest), parts)
 
 
-def _fenced(info: EntryInfo, part: Slice) -> str:
+def _fenced(source: _Source, part: Slice) -> str:
+    info = source.info
     tag = "stored-" + short_digest(info.digest).removeprefix("sha256:")
     written_by = f"{info.provenance.author} via {info.provenance.face}"
     facts = f'scope={info.scope} key={quoted(info.key)} written_by="{written_by}" type={quoted(info.content_type)}'
-    expires = "never" if info.expires_at is None else utc_text(info.expires_at)
-    return f"<{tag} {facts} expires={expires} bytes={part.start}-{part.end}/{info.size}>\n{part.text}\n</{tag}>"
+    if source.pointer:
+        end = source.start + source.size
+        facts += f" pointer={quoted(source.pointer)} part={source.start}-{end}/{info.size}"
+    place = f"expires={_expiry(info)} bytes={part.start}-{part.end}/{part.size}"
+    return f"<{tag} {facts} {place}>\n{part.text}\n</{tag}>"
 
 
-def _continuation(part: Slice, counter: TokenCounter, call: str) -> str:
-    if part.end == part.size:
-        return ""
-    how = "" if counter.exact else "; cut at an assumed 1.4 bytes a token, as no tokenizer is installed"
-    return f"\n\n[bytes {part.start}-{part.end} of {part.size}{how}. Next: {call.replace('{offset}', str(part.end))}]"
+def _expiry(info: EntryInfo) -> str:
+    return "never" if info.expires_at is None else utc_text(info.expires_at)
 
 
-def _binary_note(info: EntryInfo) -> str:
-    expires = "never" if info.expires_at is None else utc_text(info.expires_at)
+def _unchanged_note(info: EntryInfo) -> str:
     return (
-        f"[{info.scope}/{quoted(info.key)} is binary: {info.size} bytes of {quoted(info.content_type)},"
-        f" digest {short_digest(info.digest)}, expires {expires}."
-        " Read it as a resource, which gives base64, or with the command line: iris-kv get --output FILE]"
+        f"[{info.scope}/{quoted(info.key)} is still {info.size} bytes, digest {short_digest(info.digest)},"
+        f" expires {_expiry(info)}; without known_digest it is read]\n\nunchanged"
     )
 
 
-def _cost(framed: Callable[[Slice], str], blank: Slice, counter: TokenCounter) -> int:
-    """Return the tokens of everything around a slice, with room for longer numbers."""
-    return counter.at_most(framed(blank)) + _SLACK_TOKENS
-
-
-def _cut(window: bytes, start: int, size: int, budget: int, counter: TokenCounter) -> Slice:
-    if budget < 1:
-        raise InvalidArgumentError(
-            "max_tokens leaves no room for the value beside its header",
-            f"up to {MAX_TOKENS}; the default is {DEFAULT_TOKENS}",
-            "give more, or leave it out",
-        )
-    decoded = window.decode("utf-8", "strict" if start + len(window) >= size else "ignore")
-    text = counter.fitting(decoded, budget) or decoded[:1]
-    return Slice(text=text, start=start, end=start + len(text.encode()), size=size)
-
-
-async def _window(reader: Reader, offset: int, budget: int) -> tuple[int, bytes]:
-    """Return the start of the code point that `offset` lies in, and enough bytes from there."""
-    before = max(0, offset - _CODE_POINT_BYTES + 1)
-    data = await reader.read(before, budget * _WINDOW_BYTES_PER_TOKEN)
-    lead = _code_point_start(data, offset - before)
-    return before + lead, data[lead:]
-
-
-def _code_point_start(data: bytes, at: int) -> int:
-    start = at
-    while 0 < start < len(data) and start > at - _CODE_POINT_BYTES and data[start] & 0xC0 == 0x80:
-        start -= 1
-    return start
+def _binary_note(info: EntryInfo, uri: str) -> str:
+    return (
+        f"[{info.scope}/{quoted(info.key)} is binary: {info.size} bytes of {quoted(info.content_type)},"
+        f" digest {short_digest(info.digest)}, expires {_expiry(info)}."
+        f" Read the resource {uri} for its base64, or on the command line: iris-kv get --output FILE]"
+    )

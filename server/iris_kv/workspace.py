@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -12,10 +12,12 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from iris_kv import intake, reading
+from iris_kv import intake
 from iris_kv.errors import Code, IrisError, NotFoundError, UnavailableError
 from iris_kv.guidance import Guidance
-from iris_kv.instructions import Instruction, LibraryError, section
+from iris_kv.instruction_reading import instruction_answer, instruction_list
+from iris_kv.instructions import Instruction, LibraryError
+from iris_kv.json_text import quoted
 from iris_kv.location import Location
 from iris_kv.model import (
     SCOPES,
@@ -34,9 +36,11 @@ from iris_kv.model import (
 from iris_kv.opening import BRIEFLY_S, Opening
 from iris_kv.policy import Principal, check_access
 from iris_kv.prompts import Prompt
+from iris_kv.reading import stored_answer
 from iris_kv.rollout import Choice, Subject, Variant, check_variant
 from iris_kv.seeding import SeedReport, degradation, prompt_key, seed
 from iris_kv.settings import HOUR_MS, Settings
+from iris_kv.slices import Call, Wanted
 from iris_kv.store.files import FileStore
 from iris_kv.tally import Exposures, Tally
 from iris_kv.tokens import TokenCounter
@@ -164,18 +168,14 @@ class Workspace(Guidance):
 
         Raises:
             NotFoundError: No such tag or section; the text lists those there are.
+            ConflictError: An `offset` above 0, and the instruction is not the one of `known_digest`.
         """
         instruction = await self.used_instruction(tag)
-        known = intake.check_digest(known_digest, name="known_digest")
+        wanted = intake.wanted(offset, max_tokens, known_digest)
         degraded = await self._degradation(await self._at_hand(), "instructions", instruction.tag, instruction.digest)
 
         def answer() -> str:
-            part = None if section_name is None else section(instruction, section_name)
-            if known and instruction.digest.startswith(known):
-                return reading.instruction_header(instruction, self.counter, degraded) + "\n\nunchanged"
-            return reading.instruction_answer(
-                instruction, part, offset, self.counter, degraded=degraded, max_tokens=max_tokens
-            )
+            return instruction_answer(instruction, section_name, wanted, self.counter, degraded=degraded)
 
         # A megabyte of Markdown takes seconds to take apart; the second answer from a usual file takes 0.3 ms.
         if instruction.is_taken_apart and len(instruction.body) <= _INLINE_BYTES:
@@ -185,7 +185,7 @@ class Workspace(Guidance):
     async def list_instructions(self, query: str | None = None) -> str:
         """Return each instruction's tag, tokens and when to use it, one a line, and what is wrong with files."""
         await self.freshen()
-        return await to_thread.run_sync(partial(reading.instruction_list, self.library, query, self.counter))
+        return await to_thread.run_sync(partial(instruction_list, self.library, query, self.counter))
 
     async def prompt(self, variant: str | None = None, *, subject: str | None = None) -> Prompt:
         """Return the system prompt that a fetch gets, and count the exposure.
@@ -342,26 +342,27 @@ class Workspace(Guidance):
         return await (await self.store()).get(checked, key)
 
     async def read(
-        self, scope: str, key: str, *, offset: int = 0, max_tokens: int | None = None, continue_with: str
+        self, scope: str, key: str, wanted: Wanted, *, call: Call, uri: str, pointer: str | None = None
     ) -> str:
-        """Return a slice of an entry's value between fence lines, within a token budget.
+        """Return a slice of an entry's value between fence lines, within a token budget; see `stored_answer`.
 
         Raises:
-            NotFoundError: No such key; the text names the nearest ones.
+            NotFoundError: No such key, or a pointer that leads nowhere; the text names the nearest ones.
         """
         checked = intake.check_scope(scope)
         store = await self.store()
-        try:
-            async with store.open_value(checked, key) as reader:
-                return await reading.stored_answer(reader, offset, max_tokens, self.counter, continue_with)
-        except NotFoundError:
-            raise await self._unknown_key(store, checked, key) from None
+        async with AsyncExitStack() as stack:
+            try:
+                reader = await stack.enter_async_context(store.open_value(checked, key))
+            except NotFoundError:
+                raise await self._unknown_key(store, checked, key) from None
+            return await stored_answer(reader, wanted, self.counter, call, uri, pointer=pointer)
 
     async def _unknown_key(self, store: FileStore, scope: Scope, key: str) -> NotFoundError:
         page = await store.list(scope, limit=_KEYS_COMPARED)
         keys = [info.key for info in page.entries]
         near = difflib.get_close_matches(key, keys, _NEAREST, 0.3) or keys[:_NEAREST]
-        named = ", ".join(reading.quoted(each) for each in near) if near else f"none: {scope} is empty"
+        named = ", ".join(quoted(each) for each in near) if near else f"none: {scope} is empty"
         return NotFoundError(
             f"no entry {key!r} in {scope}", f"the nearest keys are {named}", "take one of them, or list the keys"
         )

@@ -178,9 +178,9 @@ class Steps:
         with self._step("lists the templates"):
             templates = self._inspector.answer("resources/templates/list")["resourceTemplates"]
             wanted = [
-                "iris-kv://instructions/{tag}{?section,offset,max_tokens}",
-                "iris-kv://cache/{scope}/{+key}{?offset,max_tokens}",
-                "iris-kv://prompt/{variant}{?offset,max_tokens}",
+                "iris-kv://instructions/{tag}{?section,offset,max_tokens,known_digest}",
+                "iris-kv://cache/{scope}/{+key}{?offset,max_tokens,known_digest}",
+                "iris-kv://prompt/{variant}{?offset,max_tokens,known_digest}",
             ]
             expect([each["uriTemplate"] for each in templates], wanted, "the templates")
 

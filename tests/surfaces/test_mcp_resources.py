@@ -209,9 +209,9 @@ async def test_a_binary_value_is_a_blob_and_is_described_by_the_tool(
     assert whole == data
 
 
-@pytest.mark.parametrize("query", ["", "?max_tokens=50", "?offset=0&max_tokens=7"])
+@pytest.mark.parametrize("query", ["", "?max_tokens=150", "?offset=0&max_tokens=130"])
 async def test_a_long_text_is_walked_by_the_links_behind_its_slices(era: Era, open_server: Open, query: str) -> None:
-    value = "Zeile 😀 é\r\n" * (40 if query else 20_000)
+    value = "Zeile 😀 é\r\n" * (100 if query else 20_000)
     async with open_server(era) as session:
         await session.call("put_artifact", key="a?b#c%d e", value=value)
         first = await session.contents(f"iris-kv://cache/artifacts/a%3Fb%23c%25d%20e{query}")
@@ -339,7 +339,7 @@ async def test_arguments_are_completed(
 ) -> None:
     reference: Any = PromptReference(name="system")
     if name != "variant":
-        reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{+key}{?offset,max_tokens}")
+        reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{+key}{?offset,max_tokens,known_digest}")
     async with open_server(era) as session:
         for key in ("a/é", "a b", "b"):
             await session.call("cache_put", scope="task", key=key, value="v")
@@ -350,7 +350,7 @@ async def test_arguments_are_completed(
 
 
 async def test_a_completion_of_many_keys_says_that_there_are_more(era: Era, open_server: Open) -> None:
-    reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{+key}{?offset,max_tokens}")
+    reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{+key}{?offset,max_tokens,known_digest}")
     async with open_server(era) as session:
         for n in range(101):
             await session.workspace.put(USER, "task", f"{n:03}", b"x")

@@ -150,8 +150,10 @@ async def test_walking_a_long_instruction_by_offset_gives_exactly_its_bytes(
     write_instruction(workspace / ".iris/instructions", "long", body)
     async with open_server(era) as session:
         parts = [await session.call("get_instruction", tag="long")]
-        while (found := re.search(r'Next: get_instruction\(tag="long", offset=(\d+)\)\]\Z', parts[-1])) is not None:
-            parts.append(await session.call("get_instruction", tag="long", offset=int(found[1])))
+        while (
+            found := re.search(r'Next: get_instruction\(tag="long", offset=(\d+), known_digest="(.+)"\)\]\Z', parts[-1])
+        ) is not None:
+            parts.append(await session.call("get_instruction", tag="long", offset=int(found[1]), known_digest=found[2]))
 
     assert len(parts) > 3
     assert "".join(map(body_of, parts)) == body
@@ -162,7 +164,9 @@ async def test_walking_a_long_section_by_offset_gives_exactly_its_bytes(open_ser
     write_instruction(workspace / ".iris/instructions", "long", f"# Long\n\n{part}## Other\n\nNot this.\n")
     async with open_server() as session:
         parts = [await session.call("get_instruction", tag="long", section="part")]
-        while (found := re.search(r'section="part", offset=(\d+)\)\]\Z', parts[-1])) is not None:
+        while (
+            found := re.search(r'section="part", offset=(\d+), known_digest="sha256:\w+"\)\]\Z', parts[-1])
+        ) is not None:
             parts.append(await session.call("get_instruction", tag="long", section="part", offset=int(found[1])))
 
     assert "".join(map(body_of, parts)) == part

@@ -41,6 +41,7 @@ class GetInstruction(Arguments):
     tag: str
     section: str | None = None
     offset: int = 0
+    max_tokens: int | None = None
     known_digest: str | None = None
 
 
@@ -60,12 +61,23 @@ class PutArtifact(Arguments):
     ttl_hours: float | None = None
 
 
-class GetArtifact(Arguments):
-    """The arguments of `get_artifact`."""
+class ReadArguments(Arguments):
+    """The arguments of the tools that read a value."""
 
-    key: str | None = None
+    pointer: str | None = None
     offset: int = 0
     max_tokens: int | None = None
+    known_digest: str | None = None
+
+
+class MaybeKey(Arguments):
+    """An entry of a tool's own scope, or none."""
+
+    key: str | None = None
+
+
+class GetArtifact(ReadArguments, MaybeKey):
+    """The arguments of `get_artifact`; bases behind come first in the schema."""
 
 
 class PutProjectSummary(Arguments):
@@ -83,13 +95,15 @@ class CacheList(Arguments):
     cursor: str | None = None
 
 
-class CacheGet(Arguments):
-    """The arguments of `cache_get`."""
+class ScopeKey(Arguments):
+    """An entry of any scope."""
 
     scope: Scope
     key: str
-    offset: int = 0
-    max_tokens: int | None = None
+
+
+class CacheGet(ReadArguments, ScopeKey):
+    """The arguments of `cache_get`."""
 
 
 class CachePut(Arguments):
@@ -104,11 +118,9 @@ class CachePut(Arguments):
     metadata: dict[str, str] | None = None
 
 
-class CacheDelete(Arguments):
+class CacheDelete(ScopeKey):
     """The arguments of `cache_delete`."""
 
-    scope: Scope
-    key: str
     if_digest: str | None = None
 
 

@@ -10,18 +10,25 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, TextContent
 
 from iris_kv.errors import IrisError
+from iris_kv.slices import DEFAULT_TOKENS, shortened
+from iris_kv.tokens import TokenCounter
 
 _MOST_BYTES: Final = 7_500
 """A token has at least one byte, so that the text of an error stays within the budget of an answer."""
 _END_BYTES: Final = 1_000
 
+_LEAST_TOKENS: Final = 200
+"""An error takes this much, however small the budget: with less it would not say what to do."""
+
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-def failure(text: str) -> CallToolResult:
-    """Return a tool's answer that says what went wrong."""
-    return CallToolResult(content=[TextContent(type="text", text=_bounded(text))], is_error=True)
+def failure(text: str, counter: TokenCounter, max_tokens: object = None) -> CallToolResult:
+    """Return a tool's answer that says what went wrong, within the budget that was asked for, if it was one."""
+    given = max_tokens if isinstance(max_tokens, int) else DEFAULT_TOKENS
+    budget = min(max(given, _LEAST_TOKENS), DEFAULT_TOKENS)
+    return CallToolResult(content=[TextContent(type="text", text=shortened(text, counter, budget))], is_error=True)
 
 
 def unforeseen(what: str) -> str:
@@ -53,7 +60,7 @@ async def translated(work: Callable[[], Awaitable[_T]], *, uri: str | None = Non
 def protocol_error(error: IrisError, uri: str | None = None) -> MCPError:
     """Return the protocol's error for one of ours."""
     at_fault = ("invalid_argument", "not_found", "expired", "forbidden")
-    data = {"code": error.code} if uri is None else {"code": error.code, "uri": uri}
+    data = {"code": error.code} if uri is None or len(uri) > _MOST_BYTES else {"code": error.code, "uri": uri}
     return MCPError(INVALID_PARAMS if error.code in at_fault else INTERNAL_ERROR, _bounded(str(error)), data)
 
 

@@ -59,6 +59,7 @@ from iris_kv.surfaces.consent import consent_to_clear
 from iris_kv.surfaces.failures import failure, invalid, protocol_error, translated, unforeseen
 from iris_kv.surfaces.notify import Notifier
 from iris_kv.surfaces.tools import AGENT, Tool, offered
+from iris_kv.surfaces.uris import entry_uri
 from iris_kv.workspace import Workspace
 
 NAME: Final = "iris-kv"
@@ -176,10 +177,10 @@ class IrisServer(Server[Any]):
         try:
             return await self._answer(tool, context, params)
         except IrisError as error:
-            return failure(str(error))
+            return failure(str(error), self._workspace.counter, (params.arguments or {}).get("max_tokens"))
         except Exception:
             _log.exception("the tool %s failed", tool.name)
-            return failure(unforeseen(tool.name))
+            return failure(unforeseen(tool.name), self._workspace.counter)
 
     async def _answer(
         self, tool: Tool, context: Context, params: CallToolRequestParams
@@ -241,7 +242,7 @@ class IrisServer(Server[Any]):
 
     async def _render(self, name: str, arguments: Mapping[str, str]) -> GetPromptResult:
         if name == "resume":
-            return _prompt("What is known of this workspace", await resume(self._workspace))
+            return _prompt("What is known of this workspace", await resume(self._workspace, entry_uri))
         # Clients send "" for what a person left open in their form.
         variant, subject = (arguments.get(each) or None for each in ("variant", "subject"))
         prompt = await self._workspace.prompt(variant, subject=subject)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from typing import Final
 
 from anyio import to_thread
@@ -18,13 +19,16 @@ from mcp.types import (
     TextResourceContents,
 )
 
-from iris_kv import reading
 from iris_kv.errors import InvalidArgumentError
-from iris_kv.instructions import Instruction, section
-from iris_kv.intake import JSON, MARKDOWN, PLAIN, check_scope
+from iris_kv.instruction_reading import fitting_errors, part_of
+from iris_kv.intake import MARKDOWN, PLAIN, check_scope
+from iris_kv.intake import wanted as wanted_slice
+from iris_kv.json_text import JSON
 from iris_kv.model import SCOPES, EntryInfo, Scope, digest_of, short_digest
 from iris_kv.prompts import one_line
+from iris_kv.reading import bare_slice, bytes_slice
 from iris_kv.rollout import VARIANTS
+from iris_kv.slices import BlobSlice, Slice, Wanted
 from iris_kv.surfaces import uris
 from iris_kv.workspace import Workspace
 
@@ -121,61 +125,61 @@ async def read_resource(workspace: Workspace, uri: str) -> ReadResourceResult:
         NotFoundError: There is no such resource.
     """
     target = uris.parse(uri)
-    if target.kind == "cache":
-        return ReadResourceResult(contents=await _read_entry(workspace, uri, target))
     if target.kind == "stats":
-        stats = await workspace.stats()
-        errors = reading.fitting_errors(stats.instruction_errors, workspace.counter)
-        text = stats.model_copy(update={"instruction_errors": errors}).model_dump_json(indent=1)
-        return ReadResourceResult(contents=[TextResourceContents(uri=uri, text=text, mime_type=JSON)])
+        return ReadResourceResult(contents=[await _stats(workspace, uri)])
+    wanted = wanted_slice(target.offset, target.max_tokens, target.known_digest)
+    if target.kind == "cache":
+        return ReadResourceResult(contents=await _read_entry(workspace, uri, target, wanted))
+    return ReadResourceResult(contents=await _read_guidance(workspace, uri, target, wanted))
+
+
+async def _stats(workspace: Workspace, uri: str) -> Contents:
+    stats = await workspace.stats()
+    errors = fitting_errors(stats.instruction_errors, workspace.counter)
+    text = stats.model_copy(update={"instruction_errors": errors}).model_dump_json(indent=1)
+    return TextResourceContents(uri=uri, text=text, mime_type=JSON)
+
+
+async def _read_guidance(workspace: Workspace, uri: str, target: uris.Target, wanted: Wanted) -> list[Contents]:
     if target.kind == "prompt":
-        value = await workspace.rendering(target.name)
-        digest = digest_of(value)
+        rendered = await workspace.rendering(target.name)
+        digest, value = digest_of(rendered), lambda: rendered
     else:
         instruction = await workspace.used_instruction(target.name)
-        value, digest = await to_thread.run_sync(_part, instruction, target.section), instruction.digest
-    part = await to_thread.run_sync(reading.bytes_slice, value, target.offset, target.max_tokens, workspace.counter)
-    return ReadResourceResult(contents=_text_contents(uri, part, MARKDOWN, digest))
+        digest, value = instruction.digest, partial(part_of, instruction, target.section)
+    wanted.is_known(digest, f"{target.kind}/{target.name}")
+
+    def cut() -> Slice:
+        return bytes_slice(value(), wanted, workspace.counter, lambda part: part.text + _note(target, digest, part))
+
+    return _contents(uri, target, await to_thread.run_sync(cut), MARKDOWN, digest)
 
 
-def _part(instruction: Instruction, section_name: str | None) -> bytes:
-    if section_name is None:
-        return instruction.body
-    found = section(instruction, section_name)
-    return instruction.body[found.start : found.end]
-
-
-async def _read_entry(workspace: Workspace, uri: str, target: uris.Target) -> list[Contents]:
+async def _read_entry(workspace: Workspace, uri: str, target: uris.Target, wanted: Wanted) -> list[Contents]:
     async with (await workspace.store()).open_value(check_scope(target.scope), target.name) as reader:
         info = reader.info
-        part = await reading.text_slice(reader, target.offset, target.max_tokens, workspace.counter)
-        if part is not None:
-            return _text_contents(uri, part, info.content_type, info.digest)
-        blob = await reading.blob_slice(reader, target.offset, target.max_tokens)
-    end = blob.start + len(blob.data)
-    contents = BlobResourceContents(
-        uri=uri, blob=blob.base64, mime_type=info.content_type, _meta=_meta(info.digest, blob.start, end, blob.size)
-    )
-    return [contents, *_next(uri, blob.start, end, blob.size)]
+        part = await bare_slice(reader, wanted, workspace.counter, partial(_note, target, info.digest))
+    return _contents(uri, target, part, info.content_type, info.digest)
 
 
-def _text_contents(uri: str, part: reading.Slice, mime_type: str, digest: str) -> list[Contents]:
-    meta = _meta(digest, part.start, part.end, part.size)
-    contents = TextResourceContents(uri=uri, text=part.text, mime_type=mime_type, _meta=meta)
-    return [contents, *_next(uri, part.start, part.end, part.size)]
+def _contents(uri: str, target: uris.Target, part: Slice | BlobSlice, mime_type: str, digest: str) -> list[Contents]:
+    """Return a slice, and behind one that is not the last how to go on; the slice itself stays untouched."""
+    meta = {"iris-kv/digest": short_digest(digest), "iris-kv/bytes": f"{part.start}-{part.end}/{part.size}"}
+    first: Contents
+    if isinstance(part, BlobSlice):
+        first = BlobResourceContents(uri=uri, blob=part.base64, mime_type=mime_type, _meta=meta)
+    else:
+        first = TextResourceContents(uri=uri, text=part.text, mime_type=mime_type, _meta=meta)
+    note = _note(target, digest, part)
+    following = uris.continued(target, part.end, digest)
+    return [first, TextResourceContents(uri=following, text=note, mime_type=PLAIN)] if note else [first]
 
 
-def _meta(digest: str, start: int, end: int, size: int) -> dict[str, str]:
-    return {"iris-kv/digest": short_digest(digest), "iris-kv/bytes": f"{start}-{end}/{size}"}
-
-
-def _next(uri: str, start: int, end: int, size: int) -> list[Contents]:
-    """Return the note behind a slice that is not the last; the slice itself stays untouched."""
-    if end == size:
-        return []
-    following = uris.continued(uri, end)
-    text = f"[bytes {start}-{end} of {size}. Next: read the resource {following}]"
-    return [TextResourceContents(uri=following, text=text, mime_type=PLAIN)]
+def _note(target: uris.Target, digest: str, part: Slice | BlobSlice) -> str:
+    if part.end == part.size:
+        return ""
+    following = uris.continued(target, part.end, digest)
+    return f"[bytes {part.start}-{part.end} of {part.size}. Next: read the resource {following}]"
 
 
 async def complete(workspace: Workspace, name: str, prefix: str, context: Mapping[str, str]) -> list[str]:

@@ -14,10 +14,12 @@ from mcp.types import Tool as ToolDescription
 
 from iris_kv import intake
 from iris_kv.errors import InvalidArgumentError, NotFoundError
+from iris_kv.instruction_reading import fitting_errors
+from iris_kv.json_text import quoted
 from iris_kv.model import EntryInfo, Frozen, Timestamp, short_digest, utc_text
 from iris_kv.policy import Principal
-from iris_kv.reading import DEFAULT_TOKENS, bounded_lines, fitting_errors, quoted
 from iris_kv.settings import Profile
+from iris_kv.slices import DEFAULT_TOKENS, Call, Wanted, bounded_lines, check_tokens
 from iris_kv.surfaces import arguments as args
 from iris_kv.surfaces.uris import entry_uri
 from iris_kv.tokens import estimate
@@ -30,6 +32,7 @@ _PAGE: Final = 50
 _TAGS_TOKENS: Final = 44
 _FRAME_TOKENS: Final = 100
 _KIND_CHARS: Final = 64
+_KEPT_SHOWN: Final = 40
 
 Answer = str | CallToolResult
 Run = Callable[[Workspace, Any], Awaitable[Answer]]
@@ -115,7 +118,9 @@ def _tag_list(tags: Sequence[str]) -> str:
 
 
 async def _get_instruction(workspace: Workspace, a: args.GetInstruction) -> Answer:
-    return await workspace.get_instruction(a.tag, section_name=a.section, offset=a.offset, known_digest=a.known_digest)
+    return await workspace.get_instruction(
+        a.tag, section_name=a.section, offset=a.offset, max_tokens=a.max_tokens, known_digest=a.known_digest
+    )
 
 
 async def _list_instructions(workspace: Workspace, a: args.ListInstructions) -> Answer:
@@ -143,10 +148,10 @@ async def _put_artifact(workspace: Workspace, a: args.PutArtifact) -> Answer:
 async def _get_artifact(workspace: Workspace, a: args.GetArtifact) -> Answer:
     if a.key is None:
         newest = await workspace.latest("artifacts", _NEWEST)
+        budget = check_tokens(a.max_tokens)
         lines = [_line(info) for info in newest]
-        return bounded_lines(lines, workspace.counter, "use cache_list") or "no artifacts are stored"
-    call = f"get_artifact(key={quoted(a.key)}, offset={{offset}})"
-    return await workspace.read("artifacts", a.key, offset=a.offset, max_tokens=a.max_tokens, continue_with=call)
+        return bounded_lines(lines, workspace.counter, "use cache_list", budget) or "no artifacts are stored"
+    return await _read(workspace, "artifacts", a.key, a, Call("get_artifact", {"key": a.key}))
 
 
 async def _put_project_summary(workspace: Workspace, a: args.PutProjectSummary) -> Answer:
@@ -156,9 +161,10 @@ async def _put_project_summary(workspace: Workspace, a: args.PutProjectSummary) 
 
 
 async def _get_project_summary(workspace: Workspace, _: args.NoArguments) -> Answer:
-    call = f'cache_get(scope="project", key="{SUMMARY_KEY}", offset={{offset}})'
+    call = Call("cache_get", {"scope": "project", "key": SUMMARY_KEY})
+    uri = entry_uri("project", SUMMARY_KEY)
     try:
-        return await workspace.read("project", SUMMARY_KEY, continue_with=call)
+        return await workspace.read("project", SUMMARY_KEY, Wanted(), call=call, uri=uri)
     except NotFoundError:
         return "no project summary is stored yet; once you know the project's durable facts, call put_project_summary"
 
@@ -181,8 +187,13 @@ async def _cache_list(workspace: Workspace, a: args.CacheList) -> Answer:
 
 
 async def _cache_get(workspace: Workspace, a: args.CacheGet) -> Answer:
-    call = f'cache_get(scope="{a.scope}", key={quoted(a.key)}, offset={{offset}})'
-    return await workspace.read(a.scope, a.key, offset=a.offset, max_tokens=a.max_tokens, continue_with=call)
+    return await _read(workspace, a.scope, a.key, a, Call("cache_get", {"scope": a.scope, "key": a.key}))
+
+
+async def _read(workspace: Workspace, scope: str, key: str, a: args.ReadArguments, call: Call) -> str:
+    wanted = intake.wanted(a.offset, a.max_tokens, a.known_digest)
+    again = call.also(pointer=a.pointer, max_tokens=a.max_tokens)
+    return await workspace.read(scope, key, wanted, call=again, uri=entry_uri(scope, key), pointer=a.pointer)
 
 
 async def _cache_put(workspace: Workspace, a: args.CachePut) -> Answer:
@@ -229,7 +240,9 @@ async def _cache_clear(workspace: Workspace, a: args.CacheClear) -> Answer:
 
 async def _cache_seed(workspace: Workspace, a: args.CacheSeed) -> Answer:
     report = await workspace.seed(force=a.force)
-    kept = f"; left alone, as another source wrote them: {', '.join(report.kept)}" if report.kept else ""
+    left = len(report.kept) - _KEPT_SHOWN
+    names = ", ".join(report.kept[:_KEPT_SHOWN]) + (f" and {left} more" if left > 0 else "")
+    kept = f"; left alone, as another source wrote them: {names}" if report.kept else ""
     return f"written {len(report.written)}, unchanged {len(report.unchanged)}, removed {len(report.removed)}{kept}"
 
 
@@ -293,7 +306,7 @@ TOOLS: Final[tuple[Tool, ...]] = (
         name="get_artifact",
         title="Get an artifact",
         description="Read an artifact before you redo costly work. Long values continue at offset (bytes)."
-        " Without key: the newest 20.",
+        " pointer reads a part of JSON (RFC 6901). known_digest answers 'unchanged'. Without key: the newest 20.",
         arguments=args.GetArtifact,
         run=_get_artifact,
         read_only=True,
@@ -326,7 +339,7 @@ TOOLS: Final[tuple[Tool, ...]] = (
     Tool(
         name="cache_get",
         title="Get a cache entry",
-        description="Read an entry of any scope. Prefer get_instruction, get_artifact and get_project_summary for"
+        description="Read an entry of any scope, as get_artifact does. Prefer get_instruction, get_artifact and get_project_summary for"
         " theirs.",
         arguments=args.CacheGet,
         run=_cache_get,

@@ -6,17 +6,18 @@ from typing import Final, Literal, NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
 from iris_kv.errors import InvalidArgumentError, NotFoundError
+from iris_kv.model import short_digest
 
 SCHEME: Final = "iris-kv://"
 STATS: Final = SCHEME + "stats"
-INSTRUCTION_TEMPLATE: Final = SCHEME + "instructions/{tag}{?section,offset,max_tokens}"
-ENTRY_TEMPLATE: Final = SCHEME + "cache/{scope}/{+key}{?offset,max_tokens}"
-PROMPT_TEMPLATE: Final = SCHEME + "prompt/{variant}{?offset,max_tokens}"
+INSTRUCTION_TEMPLATE: Final = SCHEME + "instructions/{tag}{?section,offset,max_tokens,known_digest}"
+ENTRY_TEMPLATE: Final = SCHEME + "cache/{scope}/{+key}{?offset,max_tokens,known_digest}"
+PROMPT_TEMPLATE: Final = SCHEME + "prompt/{variant}{?offset,max_tokens,known_digest}"
 
 _PARAMETERS: Final = {
-    "instructions": ("section", "offset", "max_tokens"),
-    "cache": ("offset", "max_tokens"),
-    "prompt": ("offset", "max_tokens"),
+    "instructions": ("section", "offset", "max_tokens", "known_digest"),
+    "cache": ("offset", "max_tokens", "known_digest"),
+    "prompt": ("offset", "max_tokens", "known_digest"),
     "stats": (),
 }
 
@@ -32,6 +33,7 @@ class Target(NamedTuple):
     section: str | None = None
     offset: int = 0
     max_tokens: int | None = None
+    known_digest: str | None = None
 
     @property
     def uri(self) -> str:
@@ -58,11 +60,12 @@ def prompt_uri(variant: str) -> str:
     return f"{SCHEME}prompt/{variant}"
 
 
-def continued(uri: str, offset: int) -> str:
-    """Return the URI of what follows in the same resource."""
-    target = parse(uri)
-    pairs = [("section", target.section), ("offset", str(offset)), ("max_tokens", target.max_tokens)]
-    return f"{target.uri}?" + "&".join(f"{name}={quote(str(value), safe='')}" for name, value in pairs if value)
+def continued(target: Target, offset: int, digest: str) -> str:
+    """Return the URI of what follows in the same version of a resource."""
+    pairs = [("section", target.section), ("offset", offset), ("max_tokens", target.max_tokens)]
+    pairs.append(("known_digest", short_digest(digest)))
+    shown = (f"{name}={quote(str(value), safe='')}" for name, value in pairs if value is not None)
+    return f"{target.uri}?{'&'.join(shown)}"
 
 
 def parse(uri: str) -> Target:
@@ -77,16 +80,17 @@ def parse(uri: str) -> Target:
     parameters = _parameters(kind, query) if uri.startswith(SCHEME) else {}
     offset = _number("offset", parameters.get("offset", "0"))
     max_tokens = _number("max_tokens", parameters["max_tokens"]) if "max_tokens" in parameters else None
+    slice_ = (offset, max_tokens, parameters.get("known_digest"))
     if uri.startswith(SCHEME):
         if kind == "stats" and not rest:
             return Target("stats")
         if kind == "cache" and "/" in rest:
             scope, _, key = rest.partition("/")
-            return Target("cache", _decoded(key), _decoded(scope), None, offset, max_tokens)
+            return Target("cache", _decoded(key), _decoded(scope), None, *slice_)
         if kind == "instructions" and rest:
-            return Target("instructions", _decoded(rest), "", parameters.get("section"), offset, max_tokens)
+            return Target("instructions", _decoded(rest), "", parameters.get("section"), *slice_)
         if kind == "prompt" and rest:
-            return Target("prompt", _decoded(rest), "", None, offset, max_tokens)
+            return Target("prompt", _decoded(rest), "", None, *slice_)
     raise NotFoundError(
         f"no resource {uri[:200]!r}",
         f"resources are {INSTRUCTION_TEMPLATE}, {ENTRY_TEMPLATE}, {PROMPT_TEMPLATE} and {STATS}",
