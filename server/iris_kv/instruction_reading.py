@@ -64,7 +64,10 @@ def part_of(instruction: Instruction, section_name: str | None) -> bytes:
 
 
 def instruction_header(instruction: Instruction, counter: TokenCounter, degraded: str | None, max_tokens: int) -> str:
-    """Return the one line that says what an instruction is: tag, version, origin, digest, tokens, sections."""
+    """Return the one line that says what an instruction is: tag, version, origin, digest, tokens, sections.
+
+    After `see` stand the tags that its text refers to.
+    """
     slugs = ", ".join(section.slug for section in instruction.sections if section.level <= _HEADER_LEVEL)
     parts = [
         f"tag={instruction.tag}",
@@ -75,6 +78,8 @@ def instruction_header(instruction: Instruction, counter: TokenCounter, degraded
     ]
     if degraded is not None:
         parts.append(f"degraded={degraded}")
+    if instruction.references:
+        parts.append(f"see={instruction.references.replace(' ', '')}")
     line = f"[{' '.join(parts)} sections={slugs}"
     shown = counter.fitting(line[:_HEADER_CHARS], max_tokens)
     return shown + ("…]" if len(shown) < len(line) else "]")

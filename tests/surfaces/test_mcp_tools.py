@@ -172,6 +172,19 @@ async def test_walking_a_long_section_by_offset_gives_exactly_its_bytes(open_ser
     assert "".join(map(body_of, parts)) == part
 
 
+async def test_the_header_names_the_instructions_that_the_text_refers_to(open_server: Open, workspace: Path) -> None:
+    overlay = workspace / ".iris" / "instructions"
+    overlay.mkdir(parents=True)
+    front = '---\nname: notes\ndescription: Notes.\nmetadata:\n  references: "research, web_development"\n---\n'
+    (overlay / "notes.md").write_text(front + "# Notes\n")
+    async with open_server() as session:
+        header = (await session.call("get_instruction", tag="notes")).splitlines()[0]
+        other = (await session.call("get_instruction", tag="research")).splitlines()[0]
+
+    assert " see=research,web_development sections=notes]" in header
+    assert " see=" not in other
+
+
 async def test_a_known_digest_is_answered_with_unchanged_until_the_text_changes(open_server: Open) -> None:
     digest = SHIPPED.get("research").digest
     async with open_server() as session:

@@ -253,7 +253,9 @@ def test_a_long_list_is_cut_between_its_items_and_a_fence_nowhere() -> None:
     )
     assert all(re.match(r"(# Things\n\n)?- Item", text) for text in texts.values())
     assert bodies(fenced)["example"] == "## Example\n\n" + fence
-    report = report_of(fenced, manifest_of(fenced, "p.md", COUNTER), COUNTER, tool_tokens=0)
+    report = report_of(
+        fenced, manifest_of(fenced, "p.md", COUNTER), COUNTER, tool_tokens=0, deferred_tool_tokens=0 // 10
+    )
     assert report.oversized == ("example",)
 
 
@@ -310,7 +312,9 @@ def test_the_manifest_holds_each_span_and_its_digest() -> None:
 
 def test_the_report_names_every_rule_that_left_the_core_and_where_it_went() -> None:
     plan = planned(LARGE + "\n```\nnever in code\n```\n")
-    report = report_of(plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=950)
+    report = report_of(
+        plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=950, deferred_tool_tokens=950 // 10
+    )
 
     assert [(rule.line, rule.text, rule.tag) for rule in report.moved_rules] == [
         (13, "- NEVER push without being asked.", "git_commits"),
@@ -319,13 +323,16 @@ def test_the_report_names_every_rule_that_left_the_core_and_where_it_went() -> N
     ]
     assert report.covered_bytes == report.source_bytes
     assert report.standing_tokens == report.core_tokens + report.server_tokens + 950
+    assert report.deferred_standing_tokens == report.core_tokens + report.server_tokens + 95
     assert report.break_even_reads == (report.tokens_before - report.standing_tokens) // report.read_tokens
     assert report.pays
 
 
 def test_a_prompt_that_is_too_small_to_pay_says_so() -> None:
     plan = planned("# Small\n\nDo it.\n\n## More\n\nAlways.\n")
-    report = report_of(plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=950)
+    report = report_of(
+        plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=950, deferred_tool_tokens=950 // 10
+    )
 
     assert plan.instructions == ()
     assert plan.rendered() == "# Small\n\nDo it.\n\n## More\n\nAlways.\n\n\n"

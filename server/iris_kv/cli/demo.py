@@ -15,7 +15,7 @@ from mcp.types import PromptMessage, TextContent, Tool
 
 from iris_kv.cli.clients import command_path
 from iris_kv.store.folders import CACHE_PATH
-from iris_kv.surfaces.tools import shown_to_models
+from iris_kv.surfaces.tools import tool_tokens
 from iris_kv.tokens import ENCODING, TokenCounter
 
 TASK: Final = "Compare the energy use of heat pumps and gas boilers, with sources."
@@ -100,8 +100,7 @@ async def _second_window(client: Client) -> None:
 def _rows(
     counter: TokenCounter, full: str, compact: str, tools: Sequence[Tool], instructions: str, instruction: str
 ) -> list[Row]:
-    shown = sum(counter.count(shown_to_models(tool)) for tool in tools)
-    deferred = sum(counter.count(shown_to_models(tool) if _is_always_loaded(tool) else tool.name) for tool in tools)
+    shown, deferred = tool_tokens(tools, counter)
     fixed = counter.count(compact) + counter.count(instructions)
     return [
         Row("full prompt", counter.count(full)),
@@ -113,10 +112,6 @@ def _rows(
         Row("standing cost, tools deferred", fixed + deferred),
         Row("one instruction (research), as answered", counter.count(instruction)),
     ]
-
-
-def _is_always_loaded(tool: Tool) -> bool:
-    return bool(tool.meta and tool.meta.get("anthropic/alwaysLoad"))
 
 
 async def _call(client: Client, name: str, arguments: dict[str, object]) -> str:

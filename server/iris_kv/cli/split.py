@@ -63,8 +63,8 @@ def _split(prompt: Path, out: Path, budget: int | None, keep: Sequence[str]) -> 
     counter = TokenCounter()
     plan = plan_split(_read(prompt), counter, budget=budget, keep=keep)
     manifest = manifest_of(plan, prompt.name, counter)
-    tool_tokens = _tool_tokens(counter, [each.tag for each in plan.instructions])
-    report = report_of(plan, manifest, counter, tool_tokens=tool_tokens)
+    shown, deferred = _tool_tokens(counter, [each.tag for each in plan.instructions])
+    report = report_of(plan, manifest, counter, tool_tokens=shown, deferred_tool_tokens=deferred)
     write_split(out.absolute(), list(files_of(plan, manifest)), replace=_is_unchanged(out))
     return report
 
@@ -91,11 +91,11 @@ def _read(prompt: Path) -> bytes:
         ) from None
 
 
-def _tool_tokens(counter: TokenCounter, tags: Sequence[str]) -> int:
-    """Return what a client shows the model of the tools."""
-    from iris_kv.surfaces.tools import offered, shown_to_models  # noqa: PLC0415 - loads the MCP SDK
+def _tool_tokens(counter: TokenCounter, tags: Sequence[str]) -> tuple[int, int]:
+    """Return what the tools cost where a client shows them, and where it defers them."""
+    from iris_kv.surfaces.tools import offered, tool_tokens  # noqa: PLC0415 - loads the MCP SDK
 
-    return sum(counter.count(shown_to_models(tool.described(tags))) for tool in offered("standard"))
+    return tool_tokens((tool.described(tags) for tool in offered("standard")), counter)
 
 
 def _working(doing: str, work: Callable[[], _T]) -> _T:
@@ -124,7 +124,8 @@ def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
     yield f"before: {about}{report.tokens_before:,} tokens in every request"
     yield (
         f"after:  {about}{report.core_tokens:,} standing for the core alone; {about}{report.standing_tokens:,} with"
-        f" {report.tool_tokens:,} of tools and {report.server_tokens:,} of server instructions"
+        f" {report.tool_tokens:,} of tools and {report.server_tokens:,} of server instructions;"
+        f" {about}{report.deferred_standing_tokens:,} where the client defers tools"
     )
     yield f"coverage: {coverage:.4g} % of {report.source_bytes:,} bytes, in the core and {len(report.pieces)} instructions"
     for piece in report.pieces:

@@ -44,6 +44,8 @@ class SplitReport(Frozen):
     """The server instructions."""
     standing_tokens: int
     """The three together: what every request carries after the split."""
+    deferred_standing_tokens: int
+    """The same where the client shows the bare names of most tools."""
     source_bytes: int
     covered_bytes: int
     """How many bytes of the source stand in the core or in an instruction, exactly once."""
@@ -62,8 +64,10 @@ class SplitReport(Frozen):
     """Whether the split saves tokens in a session with one read."""
 
 
-def report_of(plan: Plan, manifest: Manifest, counter: TokenCounter, *, tool_tokens: int) -> SplitReport:
-    """Return the report of a plan; `tool_tokens` is what a client shows of `tools/list`."""
+def report_of(
+    plan: Plan, manifest: Manifest, counter: TokenCounter, *, tool_tokens: int, deferred_tool_tokens: int
+) -> SplitReport:
+    """Return the report of a plan; both kinds of tool tokens are what a client shows of `tools/list`."""
     core = counter.count(plan.rendered())
     server = counter.count(server_instructions(plan.instructions))
     standing = core + tool_tokens + server
@@ -77,6 +81,7 @@ def report_of(plan: Plan, manifest: Manifest, counter: TokenCounter, *, tool_tok
         tool_tokens=tool_tokens,
         server_tokens=server,
         standing_tokens=standing,
+        deferred_standing_tokens=core + deferred_tool_tokens + server,
         source_bytes=len(plan.source),
         covered_bytes=_covered(spans),
         pieces=manifest.pieces,

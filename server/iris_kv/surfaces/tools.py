@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from mcp.types import Tool as ToolDescription
@@ -22,7 +22,7 @@ from iris_kv.settings import Profile
 from iris_kv.slices import DEFAULT_TOKENS, Call, Wanted, bounded_lines, check_tokens
 from iris_kv.surfaces import arguments as args
 from iris_kv.surfaces.uris import entry_uri
-from iris_kv.tokens import estimate
+from iris_kv.tokens import TokenCounter, estimate
 from iris_kv.workspace import SUMMARY_KEY, Stats, Workspace
 
 AGENT: Final = Principal(author="agent", face="mcp")
@@ -105,9 +105,24 @@ def offered(profile: Profile) -> tuple[Tool, ...]:
     return tuple(tool for tool in TOOLS if profile == "full" or not tool.full_only)
 
 
-def shown_to_models(tool: ToolDescription) -> str:
-    """Return what a client shows the model of a tool: the text whose tokens a session pays for."""
-    return json.dumps({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema})
+class ToolTokens(NamedTuple):
+    """What listed tools cost a session before any call."""
+
+    shown: int
+    """Where the client shows the model name, description and input schema of each."""
+    deferred: int
+    """Where it shows the bare names, but of those that ask to be shown always."""
+
+
+def tool_tokens(tools: Iterable[ToolDescription], counter: TokenCounter) -> ToolTokens:
+    """Return what tools cost as a client lists them."""
+    shown = deferred = 0
+    for tool in tools:
+        parts = {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+        tokens = counter.count(json.dumps(parts))
+        shown += tokens
+        deferred += tokens if tool.meta and tool.meta.get("anthropic/alwaysLoad") else counter.count(tool.name)
+    return ToolTokens(shown, deferred)
 
 
 def _tag_list(tags: Sequence[str]) -> str:
