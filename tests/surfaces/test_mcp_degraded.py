@@ -231,7 +231,7 @@ async def test_a_prompt_source_that_is_missing_is_told_by_the_prompt_alone_until
 
     assert raised.value.error.message == (
         "unavailable: the prompt source 'mine.md' cannot be read (No such file or directory);"
-        " it is UTF-8 of at most 5000000 bytes with one line '<!-- iris:instructions -->';"
+        " it is UTF-8 of at most 5000000 bytes with a line '<!-- iris:instructions -->';"
         " mend the file, or take out the setting"
     )
     assert mended.startswith("# Mine\n## Instructions")
