@@ -234,7 +234,7 @@ async def test_a_prompt_source_that_is_missing_is_told_by_the_prompt_alone_until
         " it is UTF-8 of at most 5000000 bytes with a line '<!-- iris:instructions -->';"
         " mend the file, or take out the setting"
     )
-    assert mended.startswith("# Mine\n## Instructions")
+    assert mended == "# Mine\n\n"
 
 
 # As a process
