@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
+from iris_kv.instruction_search import Match, best_matches
 from iris_kv.instructions import Instruction, InstructionLibrary, LibraryError, section
 from iris_kv.json_text import quoted
 from iris_kv.model import short_digest
@@ -13,7 +14,7 @@ from iris_kv.reading import bytes_slice
 from iris_kv.slices import DEFAULT_TOKENS, Call, Slice, Wanted, bounded_lines, check_room, continuation
 from iris_kv.tokens import TokenCounter
 
-_HEADER_LEVEL: Final = 2
+_HEADER_LEVELS: Final = 2
 _HEADER_CHARS: Final = 1_500
 _HEADER_SHARE: Final = 4
 _QUERY_CHARS: Final = 200
@@ -68,7 +69,7 @@ def instruction_header(instruction: Instruction, counter: TokenCounter, degraded
 
     After `see` stand the tags that its text refers to.
     """
-    slugs = ", ".join(section.slug for section in instruction.sections if section.level <= _HEADER_LEVEL)
+    slugs = ", ".join(_shown_sections(instruction))
     parts = [
         f"tag={instruction.tag}",
         f"version={instruction.version or 'none'}",
@@ -80,27 +81,38 @@ def instruction_header(instruction: Instruction, counter: TokenCounter, degraded
         parts.append(f"degraded={degraded}")
     if instruction.references:
         parts.append(f"see={instruction.references.replace(' ', '')}")
-    line = f"[{' '.join(parts)} sections={slugs}"
+    line = f"[{' '.join(parts)}" + (f" sections={slugs}" if slugs else "")
     shown = counter.fitting(line[:_HEADER_CHARS], max_tokens)
     return shown + ("…]" if len(shown) < len(line) else "]")
 
 
-def instruction_list(library: InstructionLibrary, query: str | None, counter: TokenCounter) -> str:
-    """Return the instructions that match a query, or all: tag, tokens and when to use it, one a line.
+def _shown_sections(instruction: Instruction) -> list[str]:
+    """Return the slugs of the two highest levels of headings that there are."""
+    levels = sorted({section.level for section in instruction.sections})[:_HEADER_LEVELS]
+    return [section.slug for section in instruction.sections if section.level in levels]
 
-    Stays within the default budget; what does not fit is left to a narrower query.
+
+def instruction_list(library: InstructionLibrary, query: str | None, counter: TokenCounter) -> str:
+    """Return the instructions that match a query best, or all: tag, tokens and when to use it, one a line.
+
+    Behind those that a query found stand the sections that it hits. Stays within the default budget; what does not fit is left to a narrower query.
     """
-    found = library.instructions if query is None else library.matching(query)
-    about = "~" if not counter.exact else ""
-    lines = [f"{each.tag} ({about}{each.tokens} tokens): {each.description}" for each in found]
+    everything = library.instructions
+    found = [Match(each, ()) for each in everything] if query is None else best_matches(everything, query)
+    lines = [_listed(match, counter) for match in found]
     if not lines:
         lines = [f"no instruction matches {quoted((query or '')[:_QUERY_CHARS])}; leave the query out to see all"]
     errors = [f"error in {error.file}: {error.problem}" for error in library.errors]
     below = bounded_lines(errors, counter, "mend these first", DEFAULT_TOKENS // 4) if errors else ""
-    above = bounded_lines(
-        lines, counter, "narrow them with a query of several words", DEFAULT_TOKENS - counter.at_most("\n" + below)
-    )
+    above = bounded_lines(lines, counter, "search them with a query", DEFAULT_TOKENS - counter.at_most("\n" + below))
     return f"{above}\n{below}" if below else above
+
+
+def _listed(match: Match, counter: TokenCounter) -> str:
+    instruction, sections = match
+    tokens = f"{'' if counter.exact else '~'}{instruction.tokens} tokens"
+    hit = f" [sections: {', '.join(sections)}]" if sections else ""
+    return f"{instruction.tag} ({tokens}): {instruction.description}{hit}"
 
 
 def fitting_errors(errors: Sequence[LibraryError], counter: TokenCounter) -> tuple[LibraryError, ...]:

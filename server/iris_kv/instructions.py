@@ -47,13 +47,13 @@ __all__ = [
     "Origin",
     "Section",
     "section",
+    "spaced_words",
 ]
 
 _ORDER: Final[tuple[Origin, ...]] = ("workspace", "folder", "shipped")
 _MAX_LISTED_CHARS: Final = 2_500
-_HEADING_LIKE: Final = re.compile(
-    rb"^ {0,3}#{1,6}(?:[ \t].*)?$|(?P<setext>[^\n]\n {0,3}(?:=+|-+)[ \t]*$)", re.MULTILINE
-)
+_WORD: Final = re.compile(r"\w+")
+_HEADING_LIKE: Final = re.compile(rb"^ {0,3}#{1,6}(?:[ \t].*)?$|[^\n]+\n {0,3}(?:=+|-+)[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,16 @@ class Instruction:
         return (*over_limits(self.body, self.tokens), *self.flaws)
 
     @cached_property
-    def heading_text(self) -> str:
-        """Casefolded text that has every section title in it, found much faster than the sections."""
+    def searched(self) -> tuple[str, str, str, str]:
+        """What a search looks in: names, what is said of it, headings, text; see `spaced_words`.
+
+        The headings are found much faster than the sections, and may hold what is none.
+        """
         text = NEWLINE.sub(b"\n", self.body)
-        found = list(_HEADING_LIKE.finditer(text))
-        only_marked = not any(match["setext"] for match in found)
-        return (b"\n".join(match[0] for match in found) if only_marked else text).decode().casefold()
+        headings = b"\n".join(match[0] for match in _HEADING_LIKE.finditer(text)).decode()
+        names = f"{self.tag} {self.name}".replace("_", " ")
+        about = f"{self.description} {self.essentials}"
+        return spaced_words(names), spaced_words(about), spaced_words(headings), spaced_words(text.decode())
 
 
 @dataclass(frozen=True)
@@ -198,11 +202,6 @@ class InstructionLibrary:
             if form in state.names:
                 return state.names[form]
         raise _unknown_instruction(name, state.instructions)
-
-    def matching(self, query: str) -> tuple[Instruction, ...]:
-        """Return those whose tag, description or section titles have every word of the query, in any case."""
-        words = query.casefold().split()
-        return tuple(instruction for instruction in self._state.instructions if _matches(instruction, words))
 
     def _rescanned(self, source: InstructionSource, before: _Folder) -> _Folder:
         stamps, problems = scan_source(source)
@@ -306,17 +305,13 @@ def _names(instructions: Sequence[Instruction]) -> dict[str, Instruction]:
     return dict(reversed(exact + [(_folded(name), found) for name, found in exact]))
 
 
+def spaced_words(text: str) -> str:
+    """Return the casefolded words of a text with a space on both sides of each."""
+    return " " + " ".join(_WORD.findall(text.casefold())) + " "
+
+
 def _folded(name: str) -> str:
     return name.strip().casefold().replace("-", "_")
-
-
-def _matches(instruction: Instruction, words: Sequence[str]) -> bool:
-    about = f"{instruction.tag} {instruction.name} {instruction.description}".casefold()
-    rest = [word for word in words if word not in about]
-    if not all(word in instruction.heading_text for word in rest):
-        return False
-    titles = "\n".join(found.title for found in instruction.sections).casefold() if rest else ""
-    return all(word in titles for word in rest)
 
 
 def _unknown_instruction(name: str, instructions: Sequence[Instruction]) -> NotFoundError:

@@ -7,6 +7,7 @@ cannot drift apart.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ SERVER_TOKENS: Final = 232
 SERVER_CHARS: Final = 2_048
 
 _MARKER_LINE: Final = re.compile(rb"[ \t]*<!-- iris:instructions(?: max_tokens=(\d{1,5}))? -->(?=\s*\Z)")
-_SHORT_CHARS: Final = 80
+_SHORT_CHARS: Final = (80, 48, 24)
 _MAX_SOURCE_BYTES: Final = 5_000_000
 _RULE: Final = (
     "Before you start a task of a kind listed here, call `get_instruction` with its tag and follow what it"
@@ -45,6 +46,9 @@ _SERVER_CACHE: Final = (
     " with put_artifact."
 )
 _MORE: Final = "More exist: call `list_instructions` with words of your task."
+_WHEN: Final = "When to use each: call `list_instructions` with words of your task."
+_LEAD: Final = re.compile(r"use (?:this )?when (?:the task involves )?", re.IGNORECASE)
+"""What the rule above the table says already."""
 
 _log = logging.getLogger(__name__)
 
@@ -232,6 +236,21 @@ class PromptSelector:
         """Return what a client shows the model in `initialize` and `server/discover`."""
         return server_instructions(self._library.instructions)
 
+    def installed(self) -> str:
+        """Return what a file of the host says, such as AGENTS.md: the rule, the trigger table with its rules, the cache.
+
+        Raises:
+            InvalidArgumentError: There are no instructions to name.
+        """
+        lines = trigger_lines(self._library.instructions, self.source_parts.table_tokens, essentials=True)
+        if not lines:
+            raise InvalidArgumentError(
+                "there are no instructions, so there is no trigger table",
+                "with a prompt of your own the shipped instructions are not served",
+                "name yours with --instructions FOLDER, or put them into .iris/instructions",
+            )
+        return "\n".join([_SERVER_RULE, *lines, _SERVER_CACHE])
+
 
 def server_instructions(instructions: Sequence[Listed]) -> str:
     """Return the rule and the trigger table within the budget of server instructions."""
@@ -273,8 +292,7 @@ def trigger_lines(instructions: Sequence[Listed], max_tokens: int, *, essentials
     lines = [_line(instruction) for instruction in instructions]
     left = max_tokens - estimate("\n".join(lines))
     if left < 0:
-        shorter = [_line(instruction, _SHORT_CHARS) for instruction in instructions]
-        return _fitting(shorter, max_tokens)
+        return _shorter(instructions, max_tokens)
     for at, instruction in enumerate(instructions if essentials else ()):
         longer = _full_line(instruction)
         cost = estimate(longer) - estimate(lines[at])
@@ -283,19 +301,17 @@ def trigger_lines(instructions: Sequence[Listed], max_tokens: int, *, essentials
     return lines
 
 
-def _fitting(lines: Sequence[str], max_tokens: int) -> list[str]:
-    """Return the lines that fit, all of them or with a last line that says how to find the rest."""
-    if estimate("\n".join(lines)) <= max_tokens:
-        return list(lines)
-    left = max_tokens - estimate("\n" + _MORE)
-    kept: list[str] = []
-    for line in lines:
-        cost = estimate(line + "\n")
-        # One that is too long for what is left does not hide those behind it.
-        if cost <= left:
-            kept.append(line)
-            left -= cost
-    return [*kept, _MORE]
+def _shorter(instructions: Sequence[Listed], max_tokens: int) -> list[str]:
+    """Return lines that are short enough for all to fit, else as many bare tags as fit."""
+    for chars in _SHORT_CHARS:
+        lines = [_line(instruction, chars) for instruction in instructions]
+        if estimate("\n".join(lines)) <= max_tokens:
+            return lines
+    left = max_tokens - estimate(f"- \n{_MORE}")
+    # The estimate of a short text is rounded, which adds up over many.
+    costs = itertools.accumulate(estimate(instruction.tag) + 2 for instruction in instructions)
+    tags = [instruction.tag for instruction, cost in zip(instructions, costs, strict=True) if cost <= left]
+    return ["- " + ", ".join(tags), _MORE if len(tags) < len(instructions) else _WHEN]
 
 
 def _full_line(instruction: Listed) -> str:
@@ -304,7 +320,8 @@ def _full_line(instruction: Listed) -> str:
 
 
 def _line(instruction: Listed, most_chars: int = 300) -> str:
-    return f"- {instruction.tag}: {one_line(instruction.description, most_chars)}"
+    lead = _LEAD.match(instruction.description)
+    return f"- {instruction.tag}: {one_line(instruction.description[lead.end() if lead else 0 :], most_chars)}"
 
 
 def one_line(text: str, limit: int = 300) -> str:

@@ -271,7 +271,7 @@ async def test_a_library_of_a_thousand_with_many_errors_stays_within_the_budget_
 
     for text in (everything, some, shown(stats), unknown, read):
         assert REAL.count(text) <= 8_000
-    assert " more lines do not fit; narrow them with a query of several words]\nerror in " in everything
+    assert " more lines do not fit; search them with a query]\nerror in " in everything
     assert everything.endswith(" more lines do not fit; mend these first]")
     assert " more errors in instruction files; mend these first]" in shown(stats)
     assert stats.structured_content is not None

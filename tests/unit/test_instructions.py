@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -729,31 +728,6 @@ def test_an_unknown_tag_in_a_large_library_gets_the_nearest_within_a_bound(tmp_p
 def test_an_empty_library_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="the library is empty"):
         InstructionLibrary([]).get("a")
-
-
-@pytest.mark.parametrize(
-    ("query", "tags"),
-    [
-        ("", ("cooking", "web_development")),
-        ("WEB", ("web_development",)),
-        ("web-development", ("web_development",)),
-        ("meals slow", ("cooking",)),
-        ("strasse", ("cooking",)),
-        ("underlined", ("web_development",)),
-        ("pages slow", ()),
-        ("only-in-the-text", ()),
-        ("fenced", ()),
-    ],
-)
-def test_matching_finds_every_word_in_tag_description_or_titles(
-    tmp_path: Path, query: str, tags: Sequence[str]
-) -> None:
-    body = "# Slow food\n\nonly-in-the-text\n\n```\n# Fenced\n```\n\n## Die Straße\n"
-    write(tmp_path, "a.md", text_of("cooking", description="Cooks. Use for meals.", body=body))
-    body = "Underlined\r\n---\r\n\r\nonly-in-the-text\r\n"
-    write(tmp_path, "b.md", text_of("web-development", description="Builds pages.", body=body))
-
-    assert [found.tag for found in library_of(tmp_path).matching(query)] == list(tags)
 
 
 # Sections

@@ -163,9 +163,20 @@ def test_tables_of_any_length_stay_within_their_bounds(select: Select, tmp_path:
     assert COUNTER.count(instructions) <= 250
     assert len(instructions) <= SERVER_CHARS
     assert COUNTER.count(prompts.render("compact")) <= 400
-    is_cut = "More exist: call `list_instructions`" in instructions
-    assert is_cut == (n > 10)
-    assert ("- task_0000: " in instructions) == (n > 0)
+    assert ("- task_0000: " in instructions) == (n == 1)
+    assert ("- task_0000, task_0001, " in instructions) == (n > 1)
+    assert ("More exist: call `list_instructions`" in instructions) == (n > 10)
+
+
+def test_tags_that_fit_stand_in_the_table_where_their_descriptions_do_not(select: Select, tmp_path: Path) -> None:
+    for name in (first + second for first in "abcdef" for second in "uvwxyz"):
+        write(tmp_path / "i", name, description=f"Use when the task involves {name * 12} and many things.")
+    table = select("<!-- iris:instructions max_tokens=260 -->\n").render("compact")
+    shorter = select("<!-- iris:instructions max_tokens=700 -->\n").render("compact")
+
+    assert "\n- au, av, aw, ax, ay, az, bu, " in table
+    assert "When to use each: call `list_instructions`" in table
+    assert "\n- au: auauau" in shorter
 
 
 def test_a_description_too_long_for_the_table_does_not_hide_the_others(select: Select, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def prompt(
 
 def installed_text(workspace: Workspace) -> str:
     """Return what `prompt --install` writes: the rule and the trigger table."""
-    return "## Instructions on demand (iris-kv)\n\n" + workspace.prompts.server_instructions()
+    return "## Instructions on demand (iris-kv)\n\n" + workspace.prompts.installed()
 
 
 async def _preview(served: Workspace, variant: str | None, subject: str | None) -> Prompt:

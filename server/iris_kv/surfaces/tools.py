@@ -304,7 +304,7 @@ TOOLS: Final[tuple[Tool, ...]] = (
     Tool(
         name="list_instructions",
         title="List instructions",
-        description="List instructions: tag, tokens, when to use. query keeps those that have all its words.",
+        description="List instructions: tag, tokens, when to use. query, words of your task, ranks the best ones and their sections.",
         arguments=args.ListInstructions,
         run=_list_instructions,
         read_only=True,
