@@ -66,6 +66,8 @@ async def serve_stdio(start: Start) -> None:
     server = IrisServer(workspace, start.settings.profile)
     if start.problem is not None:
         _log.error("serving instructions and prompts only: %s", start.problem)
+    for error in workspace.library.errors:
+        _log.error("instruction file %s: %s", error.file, error.problem)
     background = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
         await tasks.start(_exit_on_signal, workspace, background)

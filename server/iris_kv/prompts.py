@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, cast
@@ -98,6 +99,8 @@ class PromptSource:
     def _read(self) -> None:
         try:
             found = os.stat(self._path)
+            if not stat.S_ISREG(found.st_mode):
+                raise self._bad("is not a file")
             seen = found.st_mtime_ns, found.st_size
             if seen == self._seen and self.error is None:
                 return
@@ -299,6 +302,13 @@ def trigger_lines(instructions: Sequence[Listed], max_tokens: int, *, essentials
         if cost <= left:
             lines[at], left = longer, left - cost
     return lines
+
+
+def named_in(text: str, instructions: Sequence[Listed]) -> int:
+    """Return how many instructions a text with the trigger table names."""
+    lines = [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+    named = {tag for line in lines for tag in line.partition(":")[0].split(", ")}
+    return sum(instruction.tag in named for instruction in instructions)
 
 
 def _shorter(instructions: Sequence[Listed], max_tokens: int) -> list[str]:

@@ -67,7 +67,12 @@ def test_the_page_on_summaries_does_what_it_says(chat: Any, folder: Path) -> Non
     ("page", "chapter", "files", "outputs"),
     [
         ("context.md", "Rollout", {"toml": "home/.config/iris-kv/rollout.toml"}, 2),
-        ("instructions.md", "", {"markdown": "work/.iris/instructions/release-notes.md"}, 4),
+        (
+            "instructions.md",
+            "",
+            {"markdown": "work/.iris/instructions/release-notes.md", "toml": "home/.config/iris-kv/config.toml"},
+            4,
+        ),
     ],
 )
 def test_each_command_prints_what_stands_below_it(

@@ -14,6 +14,7 @@ from test_cli_verbs import Cli, isolated_cli
 from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.guidance import SystemClock
 from iris_kv.location import Location
+from iris_kv.model import DAY_MS
 from iris_kv.settings import Settings
 from iris_kv.workspace import Workspace
 
@@ -29,6 +30,11 @@ async def call_instructions(workspace: Path, *tags: str) -> None:
     for tag in tags:
         await found.get_instruction(tag)
     await found.aclose()
+
+
+class TwoDaysAgo:
+    def now_ms(self) -> int:
+        return SystemClock().now_ms() - 2 * DAY_MS
 
 
 def log_errors(workspace: str, *texts: str) -> None:
@@ -66,10 +72,18 @@ def test_doctor_of_a_fresh_workspace_says_what_to_do_and_finds_no_problem(cli: C
 
 
 def test_doctor_says_how_to_make_the_trigger_table_reach_the_model(cli: Cli) -> None:
-    cli("put", "project", "k", "v")
+    async def serve_two_days_ago() -> None:
+        found = Workspace(Location(root=cli.workspace, reason="test"), Settings(), face="mcp", clock=TwoDaysAgo())
+        await found.seed()
+        await found.aclose()
 
+    cli("put", "project", "k", "v")
+    fresh = cli("doctor", "--json").json
+    anyio.run(serve_two_days_ago)
     (problem,) = cli("doctor", "--json", code=1).json["problems"]
 
+    assert fresh["problems"] == []
+    assert fresh["notes"][0].startswith(UNCALLED)
     assert problem.startswith(UNCALLED)
     assert "iris-kv prompt --install AGENTS.md" in problem
 

@@ -27,6 +27,36 @@ def write_instruction(folder: Path, name: str, body: str = "# Mine\n\n## Do\n\nI
     return file
 
 
+def test_the_snippet_passes_the_prompt_and_the_instructions_on(cli: Cli) -> None:
+    ran = cli("config", "--client", "claude-code", "--instructions", "split/instructions", "--prompt", "split/p.md")
+
+    words = [
+        "serve",
+        "--instructions",
+        f"{cli.workspace}/split/instructions",
+        "--prompt",
+        f"{cli.workspace}/split/p.md",
+    ]
+    assert json.loads(ran.text)["mcpServers"]["iris-kv"]["args"] == words
+    assert shlex.join(words) in ran.err
+
+
+def test_what_is_installed_has_the_rules_of_each_instruction(cli: Cli) -> None:
+    cli("prompt", "--install", "AGENTS.md")
+
+    assert " Always: " in (cli.workspace / "AGENTS.md").read_text()
+
+
+def test_a_prompt_without_instructions_is_not_installed(cli: Cli) -> None:
+    (cli.workspace / "mine.md").write_text("Mine\n<!-- iris:instructions -->\n")
+
+    said = cli("prompt", "--install", "AGENTS.md", "--prompt", "mine.md", code=2).err
+
+    assert "there are no instructions, so there is no trigger table" in said
+    assert not (cli.workspace / "AGENTS.md").exists()
+    assert "no instructions are served with this prompt" in cli("prompt", "--prompt", "mine.md").err
+
+
 # instructions list
 
 

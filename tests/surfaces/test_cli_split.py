@@ -195,7 +195,7 @@ DAMAGES = {
     ),
     "a file deleted": (
         lambda folder: (folder / "instructions/commits.md").unlink(),
-        "instructions/commits.md: cannot be read",
+        "instructions/commits.md: is not there any more",
     ),
     "an instruction emptied": (
         lambda folder: (folder / "instructions/commits.md").write_bytes(b""),
@@ -249,6 +249,17 @@ def test_verify_names_what_was_lost_and_no_line_that_only_moved(cli: Cli, prompt
     (finding,) = cli("split", "--verify", "out", "--json", code=7).json["findings"]
 
     assert finding["lost"] == [{"line": 166, "text": RULE.strip()}]
+
+
+def test_what_moved_to_another_file_is_not_lost(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    edited("instructions/reviews.md", lambda text: text.replace(RULE, ""))(cli.workspace / "out")
+    edited("prompts/system.md", lambda text: RULE + text)(cli.workspace / "out")
+    (cli.workspace / "out/instructions/commits.md").rename(cli.workspace / "out/instructions/renamed.md")
+
+    found = cli("split", "--verify", "out", "--json", code=7).json["findings"]
+
+    assert [each["lost"] for each in found] == [[], [], []]
 
 
 def test_verify_notes_edited_front_matter_and_text_behind_the_marker_without_failing(cli: Cli, prompt: Path) -> None:

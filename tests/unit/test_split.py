@@ -141,10 +141,8 @@ def test_what_cannot_be_kept_is_refused_with_the_figures() -> None:
 
 
 def test_an_unknown_heading_is_refused_with_those_there_are() -> None:
-    with pytest.raises(
-        InvalidArgumentError, match="no such heading; the headings are 'Assistant', 'Tone', 'Git commits'"
-    ):
-        planned(LARGE, "Testing")
+    with pytest.raises(InvalidArgumentError, match="no such heading; the headings are 'Git commits', 'Assistant'"):
+        planned(LARGE, "git")
 
 
 @pytest.mark.parametrize(
@@ -269,12 +267,59 @@ def test_a_front_matter_of_the_prompt_stays_in_the_core() -> None:
 
 
 def test_small_sections_are_read_together_and_say_both_names() -> None:
-    small = "".join(f"## Topic {name}\n\n{prose(250)}\n" for name in "abcdefgh")
-    plan = planned(f"# All\n\n{prose(2_600)}\n{small}")
+    small = "".join(f"### Topic {name}\n\n{prose(250)}\n" for name in "abcdefghijklmnopqrs")
+    chapters = "".join(f"## Chapter {name}\n\n{prose(250)}\n" for name in "ab")
+    plan = planned(f"# All\n\n{prose(2_600)}\n## Topics\n\n{small}\n## Rest\n\n{prose(9_000)}\n{chapters}")
 
     merged = next(each for each in plan.instructions if each.tag == "topic_a")
     assert merged.titles[:2] == ("Topic a", "Topic b")
-    assert "Topic a; Topic b" in merged.description
+    assert "Topic a; Topic b in Topics" in merged.description
+    assert tags(plan)[-2:] == ["chapter_a", "chapter_b"]
+
+
+def test_lines_of_tags_are_named_by_what_tells_them_apart() -> None:
+    steps = "".join(f'<step name="{name}">\n{prose(2_000)}</step>\n' for name in ("parse args", "plan", "write"))
+
+    assert tags(planned(f"# Workflow\n\n{steps}"))[-2:] == ["plan", "write"]
+
+
+def test_a_long_section_stays_out_of_the_core_where_that_has_text_already() -> None:
+    parts = "".join(f"### Part {name}\n\n{prose(900)}\n" for name in "abcdef")
+    source = f"# You\n\n{prose(800)}\n## First\n\n{parts}\n## Second\n\n{prose(9_000)}\n"
+
+    assert core(planned(source)) == f"# You\n\n{prose(800)}\n"
+
+
+def test_paths_and_common_words_are_no_references() -> None:
+    source = (
+        f"# Guide\n\n## Work\n\nSee references/foo.md and follow the rules. See the Rules section, then section 9, and"
+        f" section 10.\n\n{prose(3_000)}\n## References\n\n{prose(3_000)}\n## Rules\n\n{prose(3_000)}\n"
+        f"## 9. Nine\n\n{prose(3_000)}\n## 10. Ten\n\n{prose(3_000)}\n"
+    )
+
+    manifest = manifest_of(planned(source, budget=400), "p.md", COUNTER)
+
+    assert [each.heading for each in manifest.pieces[0].references] == ["Rules", "9. Nine", "10. Ten"]
+
+
+def test_a_rule_on_a_line_that_was_cut_is_found_in_every_piece() -> None:
+    plan = planned("You must be kind. " * 3_000)
+    report = report_of(plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=0, deferred_tool_tokens=0)
+
+    assert {rule.tag for rule in report.moved_rules} == set(tags(plan))
+
+
+def test_the_report_says_how_many_instructions_a_model_is_told_of() -> None:
+    source = "".join(f"# Kind {n}: of task\n\n{prose(2_000)}\n" for n in range(150))
+    plan = planned(source)
+    report = report_of(plan, manifest_of(plan, "p.md", COUNTER), COUNTER, tool_tokens=0, deferred_tool_tokens=0)
+
+    told = sum(
+        f"{tag}" in plan.rendered().split("## Instructions")[1].replace(",", " ").replace(":", " ").split()
+        for tag in tags(plan)
+    )
+    assert report.triggers.described == told
+    assert 0 < report.triggers.at_the_start < report.triggers.described <= len(plan.instructions)
 
 
 def test_references_are_listed_and_nothing_is_rewritten() -> None:

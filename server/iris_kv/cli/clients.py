@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import typer
 
-from iris_kv.cli.output import JsonOption, WorkspaceOption, locate, note, reported, show
+from iris_kv.cli.output import FoldersOption, JsonOption, PromptOption, WorkspaceOption, locate, note, reported, show
 from iris_kv.location import VARIABLE
 
 clients = typer.Typer()
@@ -42,7 +43,7 @@ class _Place(NamedTuple):
 
 _STDIO: Final = {"type": "stdio"}
 _PLACES: Final[Mapping[Client, _Place]] = {
-    Client.claude_code: _Place(".mcp.json in the project, or run the command below", "mcpServers", _STDIO),
+    Client.claude_code: _Place(".mcp.json in the project", "mcpServers", _STDIO),
     Client.claude_desktop: _Place(
         "claude_desktop_config.json, in ~/Library/Application Support/Claude/ on macOS, ~/.config/Claude/ on Linux",
         "mcpServers",
@@ -60,6 +61,8 @@ def config(
     client: Annotated[Client, typer.Option(help="Which client.")],
     remove: Annotated[bool, typer.Option("--remove", help="Show what to take out instead.")] = False,
     workspace: WorkspaceOption = None,
+    instructions: FoldersOption = None,
+    prompt: PromptOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the snippet for a client, and where it goes; nothing is written."""
@@ -72,8 +75,9 @@ def config(
         return
     with reported(as_json=as_json):
         root = locate(workspace).root
-    snippet = snippet_for(client, command_path(), root)
-    notes = list(_notes(client, root))
+    arguments = _serve_arguments(instructions, prompt)
+    snippet = snippet_for(client, command_path(), root, arguments)
+    notes = list(_notes(client, root, arguments))
     if not as_json:
         for each in notes:
             note(f"# {each}")
@@ -81,10 +85,16 @@ def config(
     show(data, json.dumps(snippet, indent=2, ensure_ascii=False), as_json=as_json)
 
 
-def snippet_for(client: Client, command: str, workspace: Path) -> dict[str, object]:
+def _serve_arguments(folders: Sequence[Path] | None, prompt: Path | None) -> list[str]:
+    """Return the command's arguments, with absolute paths: a client starts it in any folder."""
+    paths = [("--instructions", folder) for folder in folders or ()] + ([("--prompt", prompt)] if prompt else [])
+    return ["serve", *(word for name, path in paths for word in (name, os.path.abspath(os.path.expanduser(path))))]
+
+
+def snippet_for(client: Client, command: str, workspace: Path, arguments: Sequence[str]) -> dict[str, object]:
     """Return the configuration that makes a client start the server for a workspace."""
     place = _PLACES[client]
-    entry = {**place.extra, "command": command, "args": ["serve"], "env": {VARIABLE: str(workspace)}}
+    entry = {**place.extra, "command": command, "args": [*arguments], "env": {VARIABLE: str(workspace)}}
     return {place.table: {NAME: entry}}
 
 
@@ -96,12 +106,12 @@ def command_path() -> str:
     return shutil.which(NAME) or str(Path(sys.executable).parent / NAME)
 
 
-def _notes(client: Client, workspace: Path) -> Iterator[str]:
+def _notes(client: Client, workspace: Path, arguments: Sequence[str]) -> Iterator[str]:
     place = _PLACES[client]
-    yield f"goes into {place.file}"
+    yield f"goes into {place.file}" + (", or run the command below" if client is Client.claude_code else "")
     if place.for_all:
         yield f"this file is for all projects: every window then works on {workspace}"
     if client is Client.claude_code:
         # The command's --env takes every word up to the next option, so the name comes before it.
-        added = ["claude", "mcp", "add", NAME, "--env", f"{VARIABLE}={workspace}", "--", command_path(), "serve"]
+        added = ["claude", "mcp", "add", NAME, "--env", f"{VARIABLE}={workspace}", "--", command_path(), *arguments]
         yield shlex.join(added)

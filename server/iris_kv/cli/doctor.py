@@ -24,7 +24,7 @@ from iris_kv.errorlog import ServerError, described, error_log_path, last_errors
 from iris_kv.errors import IrisError, NotFoundError
 from iris_kv.instructions import LibraryError
 from iris_kv.location import Location
-from iris_kv.model import Frozen, utc_text
+from iris_kv.model import DAY_MS, Frozen, utc_text
 from iris_kv.settings import settings_at_hand
 from iris_kv.workspace import ScopeActivity, Workspace
 
@@ -126,7 +126,10 @@ async def _history(
         problems.append(str(error))
         return (), {}
     if not calls:
-        problems.append(
+        # A cache of the last day says nothing yet: nobody may have had a task of such a kind.
+        first = min((info.created_at for info in (await found.list("system")).entries), default=found.clock.now_ms())
+        told = problems if found.clock.now_ms() - first > DAY_MS else notes
+        told.append(
             "no process called get_instruction in the last seven days, so the trigger table may not reach the model:"
             " run `iris-kv prompt --install AGENTS.md` (or CLAUDE.md) in the project, and restart the client"
         )

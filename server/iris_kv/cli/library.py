@@ -142,6 +142,8 @@ def prompt(
     note(f"{chosen.variant} (chosen by: {chosen.shown}), {served.counter.shown(chosen.text)} tokens")
     if chosen.note:
         note(chosen.note)
+    if not served.library.instructions:
+        note("no instructions are served with this prompt; name yours with --instructions FOLDER")
     show(chosen, chosen.text, as_json=as_json)
 
 

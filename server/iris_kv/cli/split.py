@@ -121,13 +121,15 @@ def _usage(given: str) -> InvalidArgumentError:
 def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
     about = "" if report.exact else "~"
     coverage = 100 * report.covered_bytes / report.source_bytes
+    kept = ", ".join(report.core_headings) or "what stands before the first heading"
+    saved = 100 - 100 * report.standing_tokens / report.tokens_before
     yield f"before: {about}{report.tokens_before:,} tokens in every request"
-    yield (
-        f"after:  {about}{report.core_tokens:,} standing for the core alone; {about}{report.standing_tokens:,} with"
-        f" {report.tool_tokens:,} of tools and {report.server_tokens:,} of server instructions;"
-        f" {about}{report.deferred_standing_tokens:,} where the client defers tools"
-    )
+    yield f"after:  {about}{report.standing_tokens:,} ({saved:.0f} % less), whatever the task:"
+    yield f"  {about}{report.core_tokens:>6,}  the core alone, with its trigger table: {kept}"
+    yield f"  {about}{report.tool_tokens:>6,}  tools, where the client shows them; {_deferred(report, about)}"
+    yield f"  {about}{report.server_tokens:>6,}  server instructions"
     yield f"coverage: {coverage:.4g} % of {report.source_bytes:,} bytes, in the core and {len(report.pieces)} instructions"
+    yield _told(report)
     for piece in report.pieces:
         long = (
             "  longer than is read well: one list, table or fence is not cut" if piece.tag in report.oversized else ""
@@ -141,16 +143,26 @@ def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
     yield f"serve it with: iris-kv serve --instructions {out}/instructions --prompt {out}/prompts/system.md"
 
 
+def _deferred(report: SplitReport, about: str) -> str:
+    return f"where it defers them, {about}{report.deferred_standing_tokens:,} in all"
+
+
+def _told(report: SplitReport) -> str:
+    told, total = report.triggers, len(report.pieces)
+    rest = "" if told.described == total else "; a model finds the others with list_instructions only"
+    return f"triggers: {told.described} of {total} in the prompt, {told.at_the_start} in the server instructions{rest}"
+
+
 def _verdict(report: SplitReport, about: str) -> Iterator[str]:
     if not report.pays:
         yield (
             f"iris-kv costs more than it saves here: the prompt has {about}{report.tokens_before:,} tokens, and under"
-            f" {about}{report.break_even_tokens:,} it does not pay; keep the prompt as it is"
+            f" {about}{report.break_even_tokens:,} it does not pay; keep the prompt as it is, or give a smaller --budget"
         )
         return
     yield (
-        f"it pays up to {report.break_even_reads} instructions read in a session, of {about}{report.read_tokens:,}"
-        f" tokens each on average; a prompt under {about}{report.break_even_tokens:,} tokens would cost more than it saves"
+        f"it breaks even at {report.break_even_reads} instructions read in one session ({about}{report.read_tokens:,}"
+        f" tokens each on average); a prompt under {about}{report.break_even_tokens:,} tokens would cost more than it saves"
     )
 
 

@@ -14,6 +14,8 @@ _SMALL_TOKENS: Final = 400
 _MERGED_TOKENS: Final = 1_200
 _HEAD_TOKENS: Final = 120
 _SCRAP_TOKENS: Final = 40
+_LEAST_SHARE: Final = 0.2
+"""Of the room in the core: with less in it, a section that is too long is opened."""
 
 
 class Span(NamedTuple):
@@ -55,10 +57,16 @@ def sections(part: Part) -> Iterator[Part]:
 def core_parts(root: Part, kept: Sequence[Part], room: int) -> list[Part]:
     """Return what stays in the core, in order: the kept parts, and from the start on what has room.
 
-    A section goes in whole, or stays out whole if it can be one instruction.
+    A section goes in whole or stays out whole, unless it holds most of the source, or nearly nothing is
+    in the core yet.
     """
     taken: list[Part] = []
     left = room - sum(part.tokens for part in kept)
+    enough = room * _LEAST_SHARE
+
+    def is_opened(part: Part) -> bool:
+        holds_most = part.end - part.start > root.end // 2
+        return not taken or holds_most or (not part.fits and sum(each.tokens for each in taken) < enough)
 
     def take(part: Part) -> bool:
         """Take what fits of a part; tell whether to go on behind it."""
@@ -70,7 +78,7 @@ def core_parts(root: Part, kept: Sequence[Part], room: int) -> list[Part]:
             taken.append(part)
             left -= part.tokens
             return True
-        if not part.children or (part.fits and taken and not has_kept):
+        if not part.children or not (has_kept or is_opened(part)):
             return False
         return all(map(take, part.children))
 
@@ -107,11 +115,11 @@ def _pieces(part: Part, core: Sequence[Span], most: int) -> list[Piece]:
     # The lines of a long paragraph are merged with its neighbours, not first among themselves.
     parts = [each for child in part.children for each in (child.children if child.is_cut else (child,))]
     divided = [_pieces(each, near, most) for each in parts]
+    context = part.title if part.end - part.start <= most else ""
     found: list[Piece] = []
     for whole, group in itertools.groupby(divided, key=lambda inner: len(inner) == 1):
         run = [piece for inner in group for piece in inner]
-        found += _merged(run) if whole else run
-    context = part.title if part.end - part.start <= most else ""
+        found += _merged(run, are_chapters=not context) if whole else run
     return [_entitled(piece, part.title, context) for piece in found]
 
 
@@ -120,17 +128,18 @@ def _entitled(piece: Piece, title: str, context: str) -> Piece:
     return replace(piece, titles=titles, within=piece.within or (context if titles != (title,) else ""))
 
 
-def _merged(run: Sequence[Piece]) -> list[Piece]:
+def _merged(run: Sequence[Piece], *, are_chapters: bool) -> list[Piece]:
+    """Return pieces joined that are better read together; chapters, which have no section above, are not alike."""
     found: list[Piece] = []
     for piece in run:
-        if found and _belong_together(found[-1], piece):
+        if found and _belong_together(found[-1], piece, are_chapters=are_chapters):
             found.append(_sum(found.pop(), piece))
         else:
             found.append(piece)
     return found
 
 
-def _belong_together(before: Piece, piece: Piece) -> bool:
+def _belong_together(before: Piece, piece: Piece, *, are_chapters: bool) -> bool:
     if before.end != piece.start:
         return False
     if before.kind == "heading" and before.tokens <= _SCRAP_TOKENS and piece.is_own_text:
@@ -140,7 +149,7 @@ def _belong_together(before: Piece, piece: Piece) -> bool:
     if piece.is_own_text or (before.is_own_text and before.tokens <= _HEAD_TOKENS):
         return True
     both_small = max(before.tokens, piece.tokens) <= _SMALL_TOKENS
-    return both_small and before.tokens + piece.tokens <= _MERGED_TOKENS
+    return both_small and not are_chapters and before.tokens + piece.tokens <= _MERGED_TOKENS
 
 
 def _fit(before: Piece, piece: Piece) -> bool:

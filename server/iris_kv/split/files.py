@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -137,6 +138,7 @@ def write_split(folder: Path, files: Sequence[tuple[str, bytes]], *, replace: bo
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
+        (new / FOLDER).mkdir()
         for name, content in files:
             (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_bytes(content)
@@ -154,10 +156,12 @@ def read_manifest(folder: Path) -> Manifest:
         InvalidArgumentError: It is not one of ours.
     """
     try:
+        if not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise NotFoundError(
-            f"{folder.name!r} has no {MANIFEST} that can be read ({error.strerror})",
+            f"{os.path.basename(os.path.abspath(folder))!r} has no {MANIFEST} that can be read ({error.strerror})",
             "a folder that `iris-kv split` wrote has one",
             "name such a folder",
         ) from None

@@ -33,8 +33,9 @@ _SHORT: Final = re.compile(rb".{1,%d}(?![\x80-\xbf])" % MAX_BODY_TOKENS, re.DOTA
 """A token has a byte at least; a cut is between code points."""
 _FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---[ \t]*\r?\n.*?^---[ \t]*(?:\r?\n|\Z)\s*", re.DOTALL | re.MULTILINE)
 _TAG: Final = re.compile(
-    rb"^ {0,3}<(?P<close>/?)(?P<name>[A-Za-z][\w.:-]*)(?:\s[^<>\r\n]*)?(?<!/)>[ \t]*\r?(?:\n|\Z)", re.MULTILINE
+    rb"^ {0,3}<(?P<close>/?)(?P<name>[A-Za-z][\w.:-]*)(?P<rest>\s[^<>\r\n]*)?(?<!/)>[ \t]*\r?(?:\n|\Z)", re.MULTILINE
 )
+_NAMED: Final = re.compile(rb"\s(?:name|id|title)\s*=\s*[\"']?(?P<value>[^\"'\s<>][^\"'<>]*)")
 _BLANK: Final = re.compile(rb"(?:[ \t]*(?:\r\n?|\n))*")
 _HTML: Final = frozenset(
     ("a", "b", "body", "center", "code", "details", "div", "html", "li", "p", "pre", "span", "table", "ul")
@@ -196,8 +197,14 @@ def _outermost(text: bytes, found: list[Block]) -> Iterator[_Pair]:
                 pairs.pop()
             blank = _BLANK.match(text, tag.end())
             end = tag.end() if blank is None else blank.end()
-            pairs.append(_Pair(opened["name"].decode(), opened.start(), opened.end(), tag.start(), end))
+            pairs.append(_Pair(_shown_name(opened), opened.start(), opened.end(), tag.start(), end))
     return iter(pairs)
+
+
+def _shown_name(tag: re.Match[bytes]) -> str:
+    """Return the attribute that names one of many alike, as in `<step name="plan">`, else the tag's name."""
+    named = _NAMED.search(tag["rest"] or b"")
+    return (named["value"] if named else tag["name"]).decode()
 
 
 def _closed(open_tags: list[re.Match[bytes]], open_names: Counter[bytes], name: bytes) -> re.Match[bytes]:

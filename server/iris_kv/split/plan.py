@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -47,6 +48,8 @@ class Plan:
     table_tokens: int
     """The most that the trigger table may take of them."""
     core: tuple[Span, ...]
+    core_titles: tuple[str, ...]
+    """The headings of the sections that stay in the core."""
     instructions: tuple[PlannedInstruction, ...]
 
     @property
@@ -125,6 +128,7 @@ class _Planner:
             budget=self._budget,
             table_tokens=int(self._budget * _TABLE_SHARE),
             core=core,
+            core_titles=tuple(plain(each.title) for part in parts for each in sections(part)),
             instructions=tuple(self._named(pieces(self._root, core))),
         )
 
@@ -156,7 +160,9 @@ def kept_parts(root: Part, keep: Sequence[str]) -> list[Part]:
     for name in keep:
         fitting = [part for part in known if name == part.title or slug_of(plain(name)) == slug_of(plain(part.title))]
         if not fitting:
-            titles = list(dict.fromkeys(plain(part.title) for part in known))
+            every = list(dict.fromkeys(plain(part.title) for part in known))
+            titles = list(dict.fromkeys([*difflib.get_close_matches(name, every, 5, 0.3), *every]))
+            titles.sort(key=lambda title: name.casefold() not in title.casefold())
             more = f" and {len(titles) - _LISTED_HEADINGS:,} more" if len(titles) > _LISTED_HEADINGS else ""
             raise InvalidArgumentError(
                 f"--keep {name!r}: there is no such heading",

@@ -12,9 +12,11 @@ from iris_kv.split.wording import plain
 _ANCHOR: Final = re.compile(r"\]\(#([^)\s]+)|^\s{0,3}\[[^\]]+\]:\s*#(\S+)|href=[\"']#([^\"']+)", re.MULTILINE)
 _CUE: Final = re.compile(
     r"(?:\b(?:see|refer to|described in|defined in|listed in|as in|per|follow|under|section|sections|chapter)\b|§)"
-    r"[\s:]*(?:also\s+)?(?:the\s+)?(?:section\s+|chapter\s+)?[\s\"'`*_#§\u201c\u2018\u00ab(\[]*(?P<named>[^\n]{1,100})",
+    r"[\s:]*(?:also\s+)?(?:the\s+)?(?:section\s+|chapter\s+)?(?P<mark>[\s\"'`*_#§\u201c\u2018\u00ab(\[]*)(?=(?P<named>[^\n]{1,100}))",
     re.IGNORECASE,
 )
+_PATH_END: Final = re.compile(r"\S*/\S*|\S+\.\w{1,5}\b")
+"""A path or a file's name is no heading."""
 _HEAD_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)*)[.):]?\s")
 _CUE_NUMBER: Final = re.compile(r"\d+(?:\.\d+)*")
 _SHORTEST_TITLE: Final = 4
@@ -67,17 +69,21 @@ class Index:
             if heading is not None:
                 yield match.start(), heading
         for match in _CUE.finditer(text):
-            heading = self._named(match["named"])
+            is_quoted = bool(match["mark"].strip())
+            is_section = match[0].casefold().startswith(("section", "chapter", "\u00a7"))
+            heading = self._named(match["named"], is_sure=is_quoted or is_section)
             if heading is not None:
                 yield match.start(), heading
 
-    def _named(self, text: str) -> Heading | None:
+    def _named(self, text: str, *, is_sure: bool) -> Heading | None:
+        """Return the heading that a text starts with; one of a single word only where a section is surely meant."""
         number = _CUE_NUMBER.match(text)
         if number is not None:
             return self._numbers.get(number[0])
-        words = _words(text)
+        words = _words(_PATH_END.split(text, maxsplit=1)[0])
         known = self._titles.get(words.split()[0], []) if words else []
-        fitting = [(title, heading) for title, heading in known if f"{words} ".startswith(f"{title} ")]
+        sure = [(title, heading) for title, heading in known if is_sure or " " in title or "section" in words]
+        fitting = [(title, heading) for title, heading in sure if f"{words} ".startswith(f"{title} ")]
         return max(fitting, key=lambda each: len(each[0]))[1] if fitting else None
 
 

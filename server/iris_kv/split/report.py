@@ -9,7 +9,7 @@ from typing import Final
 
 from iris_kv.instruction_file import over_limits
 from iris_kv.model import Frozen
-from iris_kv.prompts import server_instructions
+from iris_kv.prompts import named_in, server_instructions
 from iris_kv.split.division import Span
 from iris_kv.split.files import Manifest, PieceRecord
 from iris_kv.split.plan import Plan
@@ -30,12 +30,23 @@ class MovedRule(Frozen):
     """The instruction that has it."""
 
 
+class Triggers(Frozen):
+    """How many instructions a model is told of without asking; `list_instructions` finds every one."""
+
+    described: int
+    """Those with a line of their own, or at least their tag, in the compact prompt."""
+    at_the_start: int
+    """Those in the server instructions, which clients show first."""
+
+
 class SplitReport(Frozen):
     """What `iris-kv split` says; every number but bytes is of tokens or reads."""
 
     exact: bool
     """Whether the tokens are counted, not estimated."""
     tokens_before: int
+    core_headings: tuple[str, ...]
+    """The headings of the sections that stay in the core whole."""
     core_tokens: int
     """The rendered compact prompt: the core with the trigger table."""
     tool_tokens: int
@@ -49,6 +60,7 @@ class SplitReport(Frozen):
     source_bytes: int
     covered_bytes: int
     """How many bytes of the source stand in the core or in an instruction, exactly once."""
+    triggers: Triggers
     pieces: tuple[PieceRecord, ...]
     oversized: tuple[str, ...]
     """Tags of instructions over 3,500 tokens or 500 lines: one list, fence or table that was not cut."""
@@ -69,7 +81,8 @@ def report_of(
 ) -> SplitReport:
     """Return the report of a plan; both kinds of tool tokens are what a client shows of `tools/list`."""
     core = counter.count(plan.rendered())
-    server = counter.count(server_instructions(plan.instructions))
+    server_text = server_instructions(plan.instructions)
+    server = counter.count(server_text)
     standing = core + tool_tokens + server
     before = manifest.source.tokens
     read = _read_tokens(manifest.pieces, counter)
@@ -77,6 +90,11 @@ def report_of(
     return SplitReport(
         exact=counter.exact,
         tokens_before=before,
+        core_headings=plan.core_titles,
+        triggers=Triggers(
+            described=named_in(plan.rendered(), plan.instructions),
+            at_the_start=named_in(server_text, plan.instructions),
+        ),
         core_tokens=core,
         tool_tokens=tool_tokens,
         server_tokens=server,
@@ -118,8 +136,10 @@ def _moved_rules(plan: Plan) -> Iterator[MovedRule]:
     starts = [each.span.start for each in plan.instructions]
     at = 0
     for number, line in enumerate(plan.source.splitlines(keepends=True), 1):
-        owner = bisect_right(starts, at) - 1
-        text = line.decode().strip()
-        if owner >= 0 and at < plan.instructions[owner].span.end and RULE_WORD.search(text):
-            yield MovedRule(line=number, text=text, tag=plan.instructions[owner].tag)
+        text = line.decode()
+        # A line may be cut, so that it is the word's place that counts.
+        places = [at + len(text[: word.start()].encode()) for word in RULE_WORD.finditer(text)]
+        for owner in dict.fromkeys(bisect_right(starts, place) - 1 for place in places):
+            if owner >= 0 and any(place in range(*plan.instructions[owner].span) for place in places):
+                yield MovedRule(line=number, text=text.strip(), tag=plan.instructions[owner].tag)
         at += len(line)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instruction_file import InstructionSource, load_file, scan_source
 from iris_kv.model import Frozen, digest_of
 from iris_kv.prompts import PromptSource
-from iris_kv.split.files import FOLDER, PROMPT, SOURCE, Manifest, PieceRecord, read_manifest
-
-_LABEL: Final = FOLDER
+from iris_kv.split.files import FOLDER, PROMPT, SOURCE, CoreSpan, Manifest, PieceRecord, read_manifest
 
 
 class LostLine(Frozen):
@@ -64,7 +60,10 @@ class _Verifier:
         self._findings: list[Finding] = []
         self._notes: list[str] = []
         self._rebuilt: list[tuple[int, bytes]] = []
+        self._files = InstructionSource(folder=folder / FOLDER, origin="folder", label=FOLDER)
+        self._names = tuple(scan_source(self._files)[0] or ())
         self._source = self._copy()
+        self._missing = self._missing_lines()
 
     def verify(self) -> SplitVerification:
         """Return the result; to be called once."""
@@ -86,15 +85,21 @@ class _Verifier:
 
     def _copy(self) -> bytes | None:
         """Return the source's copy if it is what was split."""
-        try:
-            copy = (self._folder / SOURCE).read_bytes()
-        except OSError as error:
-            self._found(SOURCE, f"cannot be read ({error.strerror}); put the prompt that was split in its place")
-            return None
-        if digest_of(copy) != self._manifest.source.digest:
-            self._found(SOURCE, "is not the prompt that was split; put that in its place")
+        copy = _bytes_of(self._folder / SOURCE)
+        if copy is None or digest_of(copy) != self._manifest.source.digest:
+            problem = "cannot be read" if copy is None else "is not the prompt that was split"
+            self._found(SOURCE, f"{problem}; put that prompt in its place, and what is lost can be named")
             return None
         return copy
+
+    def _missing_lines(self) -> Counter[bytes]:
+        """Return the lines that the source has more often than all files together; what was moved is not lost."""
+        source = self._source or b""
+        spans = (*self._manifest.core, *self._manifest.pieces)
+        missing = Counter(line for span in spans for line in _lines(source[span.start : span.end]))
+        raws = [load_file(self._files, name).raw for name in self._names]
+        missing.subtract(line for raw in (*raws, _bytes_of(self._folder / PROMPT) or b"") for line in _lines(raw))
+        return missing
 
     def _check_cover(self) -> None:
         spans = sorted((each.start, each.end) for each in (*self._manifest.core, *self._manifest.pieces))
@@ -106,61 +111,55 @@ class _Verifier:
                 self._found("manifest.json", f"bytes {min(start, end)}-{max(start, end)} of the source {what}")
 
     def _check_piece(self, piece: PieceRecord) -> None:
-        source = InstructionSource(folder=self._folder / FOLDER, origin="folder", label=_LABEL)
-        loaded = load_file(source, Path(piece.file).name)
+        name = Path(piece.file).name
+        if name not in self._names:
+            self._found(piece.file, "is not there any more", self._lost([piece]))
+            return
+        loaded = load_file(self._files, name)
         for each in loaded.problems:
-            lost = () if loaded.body else self._lost(piece.start, piece.end, b"")
-            self._found(piece.file, each.problem, lost)
+            self._found(piece.file, each.problem, self._lost([piece]))
         if loaded.fields is None:
             return
         if loaded.fields["tag"] != piece.tag:
             self._found(piece.file, f"its tag was {piece.tag!r} and is {loaded.fields['tag']!r}; mend its name")
-        if digest_of(loaded.body) == piece.digest:
-            self._rebuilt.append((piece.start, loaded.body))
-            if digest_of(loaded.raw) != piece.file_digest:
-                self._notes.append(f"the front matter of {piece.file} was edited")
-        else:
-            self._found(piece.file, "its text is not the source's", self._lost(piece.start, piece.end, loaded.body))
+        if digest_of(loaded.body) != piece.digest:
+            self._found(piece.file, "its text is not the source's", self._lost([piece]))
+            return
+        self._rebuilt.append((piece.start, loaded.body))
+        if digest_of(loaded.raw) != piece.file_digest:
+            self._notes.append(f"the front matter of {piece.file} was edited")
 
     def _check_core(self) -> None:
+        raw = _bytes_of(self._folder / PROMPT) or b""
         try:
             before = PromptSource(self._folder / PROMPT).parts.before
         except InvalidArgumentError as error:
-            before = _bytes_of(self._folder / PROMPT)
+            before = raw
             self._found(PROMPT, error.wrong)
-        changed = False
-        for span in self._manifest.core:
-            text = before[span.at : span.at + span.end - span.start]
-            if digest_of(text) == span.digest:
-                self._rebuilt.append((span.start, text))
-            else:
-                changed = True
-        if changed:
-            lost = [line for span in self._manifest.core for line in self._lost(span.start, span.end, before)]
-            self._found(PROMPT, "its text is not the source's", tuple(lost))
-        elif digest_of(_bytes_of(self._folder / PROMPT)) != self._manifest.prompt_digest:
+        texts = [(span, before[span.at : span.at + span.end - span.start]) for span in self._manifest.core]
+        intact = [(span.start, text) for span, text in texts if digest_of(text) == span.digest]
+        self._rebuilt += intact
+        if len(intact) < len(texts):
+            self._found(PROMPT, "its text is not the source's", self._lost(self._manifest.core))
+        elif digest_of(raw) != self._manifest.prompt_digest:
             self._notes.append(f"text was added to {PROMPT}")
 
-    def _lost(self, start: int, end: int, now: bytes) -> tuple[LostLine, ...]:
-        """Return the source's lines in a span that the text does not have as often."""
+    def _lost(self, spans: Sequence[CoreSpan | PieceRecord]) -> tuple[LostLine, ...]:
+        """Return the lines of spans that stand in no file any more; each is told once."""
         if self._source is None:
             return ()
-        first = len(_lines(self._source[:start] + b"x"))
-        left = Counter(_lines(now))
         found: list[LostLine] = []
-        for number, line in zip(itertools.count(first), _lines(self._source[start:end]), strict=False):
-            if left[line] > 0:
-                left[line] -= 1
-            elif line.strip():
-                found.append(LostLine(line=number, text=line.decode().rstrip("\r\n")))
+        for span in spans:
+            first = len(_lines(self._source[: span.start] + b"x"))
+            for number, line in enumerate(_lines(self._source[span.start : span.end]), first):
+                if self._missing[line] > 0 and line.strip():
+                    self._missing[line] -= 1
+                    found.append(LostLine(line=number, text=line.decode().rstrip("\r\n")))
         return tuple(found)
 
     def _added(self) -> Iterator[str]:
         known = {Path(piece.file).name for piece in self._manifest.pieces}
-        source = InstructionSource(folder=self._folder / FOLDER, origin="folder", label=_LABEL)
-        for name in scan_source(source)[0] or {}:
-            if name not in known:
-                yield f"{FOLDER}/{name} was added after the split"
+        yield from (f"{FOLDER}/{name} was added after the split" for name in self._names if name not in known)
 
     def _found(self, file: str, problem: str, lost: tuple[LostLine, ...] = ()) -> None:
         self._findings.append(Finding(file=file, problem=problem, lost=lost))
@@ -170,8 +169,9 @@ def _lines(text: bytes) -> list[bytes]:
     return text.splitlines(keepends=True)
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path) -> bytes | None:
+    """Return a regular file's bytes; None where there is none that can be read."""
     try:
-        return path.read_bytes()
+        return path.read_bytes() if path.is_file() else None
     except OSError:
-        return b""
+        return None

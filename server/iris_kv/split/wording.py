@@ -20,7 +20,7 @@ _TOPICS: Final = 6
 _RULES: Final = 2
 _SHORTEST_RULE: Final = 12
 _LONGEST_RULE: Final = 140
-_OPENING_LINES: Final = 12
+_OPENING_LINES: Final = 3
 _PROSE: Final = frozenset({"paragraph", "bullet_list", "ordered_list", "blockquote"})
 _NUMBER: Final = re.compile(r"(?:(?:\d+(?:\.\d+)*|[IVX]+)[.):]?\s+)?(?=\S)")
 _LINK: Final = re.compile(r"!?\[([^\[\]]{0,300})\](?:\([^()\s]{0,500}(?:\s+\"[^\"]{0,300}\")?\)|\[[^\[\]]{0,300}\])")
