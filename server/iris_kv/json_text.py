@@ -16,10 +16,13 @@ from iris_kv.errors import InvalidArgumentError, IrisError, NotFoundError
 
 JSON: Final = "application/json"
 
+_MOST_BYTES: Final = 16 << 20
+"""A parser in C cannot be stopped, and keeps every other request waiting."""
 _NEAREST: Final = 5
 _NAMES_KEPT: Final = 1_000
 _NAME_CHARS: Final = 80
 _POINTER_CHARS: Final = 200
+_LONE: Final = re.compile("[\ud800-\udfff]")
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 
 _SPACE: Final = r"[ \t\n\r]*+"
@@ -91,6 +94,12 @@ def part_at(value: bytes, pointer: str, content_type: str) -> tuple[int, int]:
     tokens = _tokens(pointer)
     if not tokens:
         return 0, len(value)
+    if len(value) > _MOST_BYTES:
+        raise InvalidArgumentError(
+            f"pointer looks into values of at most {_MOST_BYTES:,} bytes, and this one has {len(value):,}",
+            "a larger one is read by offset",
+            "leave pointer out, or keep the value in several entries",
+        )
     text, found = _searched(value, tokens, content_type)
     if isinstance(found, _Missing):
         raise _nothing_there(pointer, tokens, found)
@@ -111,7 +120,8 @@ def pointers_into(pointer: str, inside: Outline) -> list[str]:
     """Return pointers to what stands directly at a pointer: the first members, or the first and the last element."""
     if inside.is_array:
         return [f"{pointer}/{index}" for index in dict.fromkeys((0, inside.size - 1)) if inside.size]
-    short = [name for name in inside.names if len(name) <= _NAME_CHARS]
+    # Half a surrogate pair cannot be sent back in a call.
+    short = [name for name in inside.names if len(name) <= _NAME_CHARS and not _LONE.search(name)]
     return [f"{pointer}/{_escaped(name)}" for name in short[:_NEAREST]]
 
 

@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, cast
@@ -19,6 +18,7 @@ from typing import Final, NamedTuple, Protocol, cast
 from iris_kv.errors import InvalidArgumentError, UnavailableError
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import digest_of
+from iris_kv.regular import regular_bytes
 from iris_kv.rollout import Choice, LiveRollout, Variant, check_variant
 from iris_kv.tokens import estimate
 
@@ -99,12 +99,12 @@ class PromptSource:
     def _read(self) -> None:
         try:
             found = os.stat(self._path)
-            if not stat.S_ISREG(found.st_mode):
-                raise self._bad("is not a file")
             seen = found.st_mtime_ns, found.st_size
             if seen == self._seen and self.error is None:
                 return
-            raw = self._path.read_bytes() if found.st_size <= _MAX_SOURCE_BYTES else b""
+            raw = regular_bytes(self._path, _MAX_SOURCE_BYTES)
+        except ValueError as error:
+            raise self._bad(str(error)) from None
         except OSError as error:
             raise self._bad(f"cannot be read ({error.strerror})") from None
         self.parts = self._taken_apart(raw)

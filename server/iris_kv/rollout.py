@@ -27,6 +27,7 @@ from iris_kv.settings import (
     parsed_toml,
     read_configuration,
     shown_file,
+    shown_value,
     unknown_key,
     user_config_path,
 )
@@ -49,7 +50,7 @@ _KEYS: Final[Mapping[str, str]] = {
     "kill": "true or false",
 }
 _KEY_OF: Final = {"kill_switch": "kill", "allow_list": "allow"}
-_MAY_KILL: Final = re.compile(r"\bkil+\w*+[\"']?+\s*+[=:]?+\s*+(?!false\b)", re.IGNORECASE)
+_MAY_KILL: Final = re.compile(r"(?<![a-z])kil+\w*+[\"']?+\s*+[=:]?+\s*+(?!false\b)", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Rollout(Frozen):
     def _reaches(self, subject: str | None) -> bool:
         if subject is None:
             return self.percent == 100
-        return bucket(subject) < self.percent * BUCKETS / 100
+        return bucket(subject) < round(self.percent * BUCKETS / 100)
 
 
 class Subject(NamedTuple):
@@ -239,7 +240,8 @@ def _looked_at(file: _File) -> _File:
             return file
         return _File(file.path, raw, dict(_checked(file.path, raw)), is_new=False)
     except InvalidArgumentError as error:
-        values = {**file.values, "kill": True} if file.is_new or _may_kill(raw or b"") else file.values
+        # What cannot be read may be a kill as well as anything.
+        values = {**file.values, "kill": True} if file.is_new or raw is None or _may_kill(raw) else file.values
         in_force = "full is served, as it may mean kill" if "kill" in values else "the last good one holds"
         told = f"{error}; until then {in_force}"
         if told != file.error:
@@ -248,7 +250,7 @@ def _looked_at(file: _File) -> _File:
 
 
 def _may_kill(raw: bytes) -> bool:
-    lines = raw.decode(errors="replace").splitlines()
+    lines = raw.replace(b"\0", b"").decode(errors="replace").splitlines()
     return any(_MAY_KILL.search(line.split("#")[0]) for line in lines)
 
 
@@ -262,7 +264,7 @@ def _checked(path: Path, raw: bytes) -> Iterator[tuple[str, object]]:
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         raise InvalidArgumentError(
-            f"{key} in {shown_file(path)} is {tree[key]!r:.100}", f"it is {_KEYS[key]}", "mend the file"
+            f"{key} in {shown_file(path)} is {shown_value(tree[key])}", f"it is {_KEYS[key]}", "mend the file"
         ) from None
     for key, value in content:
         if value is not None and value is not False:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 import os
-import stat
+import re
+import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ from pydantic_settings import (
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.model import Limits, Scope
+from iris_kv.regular import regular_bytes
 
 Profile = Literal["standard", "full"]
 Durability = Literal["full", "fast"]
@@ -43,6 +45,10 @@ MAX_TTL_HOURS: Final = 100 * 365 * 24
 MAX_QUOTA_MB: Final = 1_000_000_000
 
 _MAX_FILE_BYTES: Final = 1_000_000
+_MAX_KEY_PARTS: Final = 32
+_SHOWN: Final = reprlib.Repr()
+_DEEP: Final = re.compile(rb"(?:[^\s.=\[\]#]+[ \t]*\.[ \t]*){%d}" % _MAX_KEY_PARTS)
+"""Dotted keys take the parser quadratic time and memory."""
 _KILL: Final = "prompt.kill"
 _BOOL: Final = TypeAdapter(bool)
 _OUTSIDE_SETTINGS: Final = frozenset({"IRIS_KV_WORKSPACE"})
@@ -305,9 +311,10 @@ def _from_environment() -> dict[str, Any]:
 
 def _from_dotenv(path: Path) -> dict[str, Any]:
     try:
+        # It belongs to the project and need not be for us: what we cannot read, such as a pipe, sets nothing.
+        regular_bytes(path, _MAX_FILE_BYTES)
         return DotEnvSettingsSource(_Flag, env_file=path)()
-    except (OSError, UnicodeDecodeError):
-        # It belongs to the project and need not be for us: what we cannot read sets nothing.
+    except (OSError, ValueError):
         return {}
 
 
@@ -322,15 +329,13 @@ def read_configuration(path: Path) -> bytes:
         InvalidArgumentError: It cannot be read, or is no regular file of at most 1 MB.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_FILE_BYTES:
-                raise _unreadable(path, "not a regular file, or too large")
-            return file.read(_MAX_FILE_BYTES)
+        return regular_bytes(path, _MAX_FILE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise _unreadable(path, "it is a link that leads nowhere") from None
         return b""
-    except OSError as error:
-        raise _unreadable(path, error.strerror) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from None
 
 
 def parsed_toml(path: Path, raw: bytes, allowed: str) -> dict[str, Any]:
@@ -340,16 +345,12 @@ def parsed_toml(path: Path, raw: bytes, allowed: str) -> dict[str, Any]:
         InvalidArgumentError: They are not TOML.
     """
     try:
+        _check_depth(raw)
         return tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(
             f"{shown_file(path)} is not TOML: {error}", allowed, "mend or delete the file"
         ) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a planted pipe in its place does not make the server wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def shown_file(path: Path) -> str:
@@ -386,6 +387,16 @@ def unknown_key(layer: str, key: str, known: list[str]) -> InvalidArgumentError:
     )
 
 
+def _check_depth(raw: bytes) -> None:
+    if _DEEP.search(raw):
+        raise ValueError(f"a key has more than {_MAX_KEY_PARTS} parts")
+
+
+def shown_value(value: object) -> str:
+    """Return a value as errors show it: short, however deep or long it is."""
+    return _SHOWN.repr(value)
+
+
 def _bad_value(error: ValidationError, origins: Mapping[str, str]) -> InvalidArgumentError:
     errors = error.errors(include_url=False)
     paths = [".".join(map(str, each["loc"])) + "." for each in errors]
@@ -393,7 +404,7 @@ def _bad_value(error: ValidationError, origins: Mapping[str, str]) -> InvalidArg
     # A value of several types has one message for each.
     messages = [each["msg"] for each, path in zip(errors, paths, strict=True) if path.startswith(dotted + ".")]
     return InvalidArgumentError(
-        f"{dotted} in {origins.get(dotted, 'the settings')} is {errors[0]['input']!r:.100}",
+        f"{dotted} in {origins.get(dotted, 'the settings')} is {shown_value(errors[0]['input'])}",
         " or ".join(dict.fromkeys(messages)),
         "mend it there, or take it out to get the default",
     )
@@ -415,7 +426,7 @@ def _flattened(
             yield from _flattened(layer, cast("dict[str, Any]", value), inner, dotted + ".")
         else:
             raise InvalidArgumentError(
-                f"{dotted} in {layer} is {value!r:.100}",
+                f"{dotted} in {layer} is {shown_value(value)}",
                 f"it is a table of {', '.join(_fields(inner))}",
                 "set one of these",
             )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+import anyio
+
 from iris_kv.errors import BusyError, UnavailableError
 from iris_kv.model import DAY_MS, SHORT_DIGEST_CHARS, Clock, Frozen, day_of
 from iris_kv.prompts import Prompt
@@ -87,7 +89,9 @@ class Tally:
         while noted:
             day, names = noted.popitem()
             try:
-                await store.count(day, names)
+                # A write that was begun is finished: whether it was counted could not be told any more.
+                with anyio.CancelScope(shield=True):
+                    await store.count(day, names)
             except (BusyError, UnavailableError):
                 for again, counted in ((day, names), *noted.items()):
                     self._noted.setdefault(again, Counter()).update(counted)

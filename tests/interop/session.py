@@ -179,7 +179,7 @@ class Steps:
             templates = self._inspector.answer("resources/templates/list")["resourceTemplates"]
             wanted = [
                 "iris-kv://instructions/{tag}{?section,offset,max_tokens,known_digest}",
-                "iris-kv://cache/{scope}/{+key}{?offset,max_tokens,known_digest}",
+                "iris-kv://cache/{scope}/{key}{?offset,max_tokens,known_digest}",
                 "iris-kv://prompt/{variant}{?offset,max_tokens,known_digest}",
             ]
             expect([each["uriTemplate"] for each in templates], wanted, "the templates")

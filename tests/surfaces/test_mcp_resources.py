@@ -339,7 +339,7 @@ async def test_arguments_are_completed(
 ) -> None:
     reference: Any = PromptReference(name="system")
     if name != "variant":
-        reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{+key}{?offset,max_tokens,known_digest}")
+        reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{key}{?offset,max_tokens,known_digest}")
     async with open_server(era) as session:
         for key in ("a/é", "a b", "b"):
             await session.call("cache_put", scope="task", key=key, value="v")
@@ -350,7 +350,7 @@ async def test_arguments_are_completed(
 
 
 async def test_a_completion_of_many_keys_says_that_there_are_more(era: Era, open_server: Open) -> None:
-    reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{+key}{?offset,max_tokens,known_digest}")
+    reference = ResourceTemplateReference(uri="iris-kv://cache/{scope}/{key}{?offset,max_tokens,known_digest}")
     async with open_server(era) as session:
         for n in range(101):
             await session.workspace.put(USER, "task", f"{n:03}", b"x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_a_source_without_a_marker_line_is_refused(select: Select, source: str) 
     with pytest.raises(UnavailableError, match=r"the prompt source .system\.md. has no marker line"):
         prompts.render("full")
     assert "has no marker line" in prompts.errors[0]
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_source_that_is_no_regular_file_is_told_and_nobody_waits_for_it(
+    select: Select, tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    prompts = select()
+    before = prompts.render("full")
+    (tmp_path / "system.md").unlink()
+    plant(tmp_path / "system.md")
+
+    assert not prompts.refresh()
+    assert "'system.md' " in prompts.errors[0]
+    assert prompts.render("full") == before
 
 
 def test_only_the_last_marker_line_is_replaced(select: Select, tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def test_a_broken_edit_keeps_the_last_good_rollout_and_tells_and_logs_it_once(
         *("kill = ture\n", "kill = yes\n", "kill=\n", "kill\n", "kill: true\n", "KILL = TRUE\n", "kil = true\n"),
         *("'kill' = on\n", "[prompt]\nkill = true\n", "phase = 'on' kill = true\n", "killed = true\n", "kill = [\n"),
         *("kill = 'maybe'\n", "kill = falsee\n", "phase = \nkill = true # now\n", "kill = 7\n"),
+        *("percent = 100kill = true\n", "emergency_kill = true\n", "k\0i\0l\0l\0 = true\n"),
     ],
 )
 def test_a_broken_edit_that_may_mean_kill_kills_until_it_is_mended(files: Files, text: str) -> None:
@@ -234,6 +235,34 @@ def test_a_broken_edit_that_says_nothing_of_kill_does_not_kill(files: Files, tex
     files.user.write_text(text)
 
     assert (shown(rollout)[0], len(rollout.errors)) == ("compact", 1)
+
+
+def test_a_file_that_cannot_be_read_may_mean_kill(files: Files) -> None:
+    files.user.write_text('phase = "on"\n')
+    rollout = files.live()
+    answers = [shown(rollout)[0]]
+    files.user.write_text("#" * 1_000_001)
+    answers.append(shown(rollout)[0])
+    files.user.write_text('phase = "on"\n')
+    answers.append(shown(rollout)[0])
+    files.user.unlink()
+    files.user.symlink_to("nowhere")
+    answers.append(shown(rollout)[0])
+    files.user.unlink()
+    answers.append(shown(rollout)[0])
+
+    assert answers == ["compact", "full", "compact", "full", "compact"]
+
+
+def test_a_deep_value_is_told_in_few_words(files: Files) -> None:
+    files.user.write_text("allow" + ".a" * 25 + " = 1\nphase = 'on'\n")
+    files.beside.write_text("kill" + ".a" * 60_000 + " = 1\n")
+
+    first, second = files.live().errors
+
+    assert "allow in iris-kv/rollout.toml is {'a': {" in first
+    assert "a key has more than 32 parts" in second
+    assert len(first) + len(second) < 1_000
 
 
 @pytest.mark.parametrize("word", ["true", "1", "'true'", "'on'"])

@@ -296,9 +296,10 @@ def test_a_variable_that_is_not_json_where_it_must_be_is_told_in_words(
         (b"\xff", "is not TOML: 'utf-8' codec"),
         (b"a = " + b"[" * 20_000, "is not TOML: "),
         (b"a = 1" + b"0" * 5_000, "is not TOML: "),
-        (b"#" * 1_000_001, "too large"),
+        (b"#" * 1_000_001, "has more than 1,000,000 bytes"),
+        (b"max_value_mb" + b".a" * 60_000 + b" = 1", "a key has more than 32 parts"),
     ],
-    ids=["broken", "not utf-8", "nested", "huge number", "large"],
+    ids=["broken", "not utf-8", "nested", "huge number", "large", "deep"],
 )
 def test_a_file_that_cannot_be_understood_is_told_in_words(workspace: Path, content: bytes, why: str) -> None:
     write_user(content)
@@ -317,7 +318,16 @@ def test_a_folder_in_place_of_the_file_is_told_in_words(workspace: Path) -> None
 def test_a_planted_pipe_in_place_of_the_file_does_not_make_us_wait(workspace: Path) -> None:
     os.mkfifo(workspace / ".iris" / "config.toml")
 
-    assert ".iris/config.toml cannot be read: not a regular file" in told(lambda: load_settings(workspace))
+    assert ".iris/config.toml cannot be read: is not a regular file" in told(lambda: load_settings(workspace))
+
+
+def test_a_pipe_or_a_huge_file_in_place_of_dotenv_sets_nothing(workspace: Path) -> None:
+    os.mkfifo(workspace / ".env")
+    of_pipe = load_settings(workspace).prompt.compact
+    (workspace / ".env").unlink()
+    (workspace / ".env").write_text("#" * 1_000_001 + "\nUSE_KV_CACHE_PROMPT=0\n")
+
+    assert (of_pipe, load_settings(workspace).prompt.compact) == (True, True)
 
 
 # What a workspace's file may say

@@ -26,6 +26,7 @@ MEDIA_TOKENS: Final = 1_600
 _TEXT_TYPES: Final = ("text", "input_text", "output_text")
 _TEXT_KEYS: Final = ("type", "text", "cache_control")
 _WHOLE_FIELDS: Final = (
+    "annotations",
     "audio",
     "function_call",
     "reasoning",

@@ -88,10 +88,12 @@ class OpenAISummarizer:
                 "install iris-kv[llm], or pass an async function of your own as the summarizer",
             ) from None
         address, login = _without_login(base_url or os.environ.get("OPENAI_BASE_URL"))
-        key = "-" if login and api_key is None else api_key
+        key = "-" if login and api_key is None else (api_key or os.environ.get("OPENAI_API_KEY", "")).strip()
+        if not key.isascii():
+            raise InvalidArgumentError("the API key is not ASCII", "a key has letters, digits and signs", "mend it")
         try:
             self._client = AsyncOpenAI(
-                base_url=address, api_key=key, timeout=timeout_s, max_retries=max_retries, default_headers=login
+                base_url=address, api_key=key or None, timeout=timeout_s, max_retries=max_retries, default_headers=login
             )
         except OpenAIError:
             raise InvalidArgumentError(
@@ -112,6 +114,13 @@ class OpenAISummarizer:
             InvalidArgumentError: It refused the request, such as an unknown model or too long a text.
             UnavailableError: It cannot be reached, failed at each attempt, or gave no usable answer.
         """
+        answer = await self._asked(text)
+        if isinstance(answer, IrisError):
+            # Raised out here, so that it carries neither the request's headers nor what the endpoint said of the key.
+            raise answer
+        return self._errors.summary(answer)
+
+    async def _asked(self, text: str) -> bytes | IrisError:
         try:
             with anyio.fail_after(self._deadline_s):
                 answer = await self._client.chat.completions.with_raw_response.create(
@@ -123,9 +132,8 @@ class OpenAISummarizer:
                     extra_body=self._extra,
                 )
         except self._failures as error:
-            # Not as its cause: what it carries are the request's headers and what the endpoint said of the key.
-            raise self._errors.explained(error) from None
-        return self._errors.summary(answer.content)
+            return self._errors.explained(error)
+        return answer.content
 
     async def aclose(self) -> None:
         """Close the connections."""

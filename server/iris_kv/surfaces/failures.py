@@ -26,7 +26,10 @@ _log = logging.getLogger(__name__)
 
 def failure(text: str, counter: TokenCounter, max_tokens: object = None) -> CallToolResult:
     """Return a tool's answer that says what went wrong, within the budget that was asked for, if it was one."""
-    given = max_tokens if isinstance(max_tokens, int) else DEFAULT_TOKENS
+    try:
+        given = int(str(max_tokens).removesuffix(".0"))
+    except ValueError:
+        given = DEFAULT_TOKENS
     budget = min(max(given, _LEAST_TOKENS), DEFAULT_TOKENS)
     return CallToolResult(content=[TextContent(type="text", text=shortened(text, counter, budget))], is_error=True)
 

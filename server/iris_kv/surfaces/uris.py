@@ -11,7 +11,7 @@ from iris_kv.model import short_digest
 SCHEME: Final = "iris-kv://"
 STATS: Final = SCHEME + "stats"
 INSTRUCTION_TEMPLATE: Final = SCHEME + "instructions/{tag}{?section,offset,max_tokens,known_digest}"
-ENTRY_TEMPLATE: Final = SCHEME + "cache/{scope}/{+key}{?offset,max_tokens,known_digest}"
+ENTRY_TEMPLATE: Final = SCHEME + "cache/{scope}/{key}{?offset,max_tokens,known_digest}"
 PROMPT_TEMPLATE: Final = SCHEME + "prompt/{variant}{?offset,max_tokens,known_digest}"
 
 _PARAMETERS: Final = {
