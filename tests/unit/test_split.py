@@ -406,6 +406,19 @@ def test_a_prompt_over_5_megabytes_is_refused() -> None:
         planned(b"x" * 5_000_001)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "[a]: http://x\n" * 3_000,
+        "\n" * 50 + "x",
+        "---\nname: x\n---\n\n" + "[a]: http://x\n" * 3_000,
+        "x" + "\n" * 9_000,
+    ],
+)
+def test_a_text_that_markdown_sees_no_block_in_is_split(source: str) -> None:
+    assert rebuilt(planned(source)) == source.encode()
+
+
 def test_a_budget_that_holds_nothing_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="--budget is 10; at least 300"):
         planned(LARGE, budget=10)
@@ -417,6 +430,8 @@ def test_hostile_tags_and_headings_take_no_time() -> None:
         "<a>\n" * 4_000 + "</a>\n" * 4_000,
         "# x\n" * 5_000,
         "- " * 50_000,
+        "- a\n" * 5_000,
+        "".join(f"# Part {n}\n\n" for n in range(500)) + "".join(f"see Part {n} x.\n\n" for n in range(500)),
         "> " * 20_000 + "x",
         "[" * 50_000,
     ):

@@ -43,7 +43,8 @@ class Index:
         """Index every heading of the source."""
         self._anchors: dict[str, Heading] = {}
         self._numbers: dict[str, Heading] = {}
-        self._titles: dict[str, list[tuple[str, Heading]]] = {}
+        self._titles: dict[str, Heading] = {}
+        self._most_words = 0
         for section in find_sections(source):
             heading = Heading(section.title, section.start)
             self._anchors.setdefault(section.slug, heading)
@@ -52,7 +53,8 @@ class Index:
                 self._numbers.setdefault(number[1], heading)
             words = _words(section.title[number.end() :] if number else section.title)
             if len(words) >= _SHORTEST_TITLE:
-                self._titles.setdefault(words.split()[0], []).append((words, heading))
+                self._titles.setdefault(words, heading)
+                self._most_words = max(self._most_words, words.count(" ") + 1)
 
     def references(self, source: bytes, start: int, end: int) -> list[Reference]:
         """Return the references in a span, each heading once, in order."""
@@ -80,11 +82,10 @@ class Index:
         number = _CUE_NUMBER.match(text)
         if number is not None:
             return self._numbers.get(number[0])
-        words = _words(_PATH_END.split(text, maxsplit=1)[0])
-        known = self._titles.get(words.split()[0], []) if words else []
-        sure = [(title, heading) for title, heading in known if is_sure or " " in title or "section" in words]
-        fitting = [(title, heading) for title, heading in sure if f"{words} ".startswith(f"{title} ")]
-        return max(fitting, key=lambda each: len(each[0]))[1] if fitting else None
+        every = _words(_PATH_END.split(text, maxsplit=1)[0]).split()
+        is_sure, words = is_sure or "section" in every, every[: self._most_words]
+        titles = (" ".join(words[:n]) for n in range(len(words), 0 if is_sure else 1, -1))
+        return next((self._titles[title] for title in titles if title in self._titles), None)
 
 
 def _words(text: str) -> str:
