@@ -58,7 +58,18 @@ class Inspector:
         return _text(result)
 
     def _run(self, method: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        command = [*self.command, "--protocol-era", self.era, "--format", "json", "--method", method, *options]
+        patience = ("--connect-timeout", str(TIMEOUT_S * 500))
+        command = [
+            *self.command,
+            "--protocol-era",
+            self.era,
+            *patience,
+            "--format",
+            "json",
+            "--method",
+            method,
+            *options,
+        ]
         done = subprocess.run(
             [*command, *self.server],
             stdin=subprocess.DEVNULL,

@@ -209,7 +209,7 @@ class Steps:
         with self._step("lists the prompts"):
             prompts = self._inspector.answer("prompts/list")["prompts"]
             found = [(each["name"], [a["name"] for a in each.get("arguments", ())]) for each in prompts]
-            expect(found, [("system", ["variant"]), ("resume", [])], "the prompts and their arguments")
+            expect(found, [("system", ["variant", "subject"]), ("resume", [])], "the prompts and their arguments")
         with self._step("gets the system prompt in both variants"):
             compact, full = (self._prompt("system", "--prompt-args", f"variant={each}") for each in ("compact", "full"))
             for tag in TAGS:
