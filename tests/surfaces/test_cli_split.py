@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,25 @@ def test_a_folder_with_other_files_is_never_overwritten_but_an_empty_one_is_used
 
     assert (cli.workspace / "full/keep.txt").read_text() == "mine"
     assert (cli.workspace / "empty/manifest.json").exists()
+
+
+def test_a_split_goes_into_the_current_folder_and_through_a_link(cli: Cli, prompt: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (cli.workspace / "link").symlink_to(tmp_path / "target")
+    (cli.workspace / "here").mkdir()
+    cli("split", "PROMPT.md", "--out", "link")
+    with contextlib.chdir(cli.workspace / "here"):
+        cli("split", "../PROMPT.md", "--out", ".")
+        cli("split", "../PROMPT.md", "--out", ".")
+        assert cli("split", "--verify", ".").text.endswith("byte for byte\n")
+
+    assert (cli.workspace / "link").is_symlink()
+    assert (tmp_path / "target/manifest.json").exists()
+    assert sorted(path.name for path in cli.workspace.iterdir()) == ["PROMPT.md", "here", "link"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(cli: Cli, prompt: Path) -> None:
+    assert "unavailable: 'x' cannot be written" in cli("split", "PROMPT.md", "--out", "/proc/x", code=8).err
 
 
 # what cannot be split

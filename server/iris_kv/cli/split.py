@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
@@ -65,7 +66,7 @@ def _split(prompt: Path, out: Path, budget: int | None, keep: Sequence[str]) -> 
     manifest = manifest_of(plan, prompt.name, counter)
     shown, deferred = _tool_tokens(counter, [each.tag for each in plan.instructions])
     report = report_of(plan, manifest, counter, tool_tokens=shown, deferred_tool_tokens=deferred)
-    write_split(out.absolute(), list(files_of(plan, manifest)), replace=_is_unchanged(out))
+    write_split(out, list(files_of(plan, manifest)), replace=_is_unchanged(out))
     return report
 
 
@@ -139,8 +140,9 @@ def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
         yield f"lines with must, never, always, required or forbidden that left the core: {len(report.moved_rules)}"
         yield from (f"  line {rule.line} -> {rule.tag}: {rule.text}" for rule in report.moved_rules)
     yield from _verdict(report, about)
-    yield f"written to {out}; check it with: iris-kv split --verify {out}"
-    yield f"serve it with: iris-kv serve --instructions {out}/instructions --prompt {out}/prompts/system.md"
+    yield f"written to {out}; check it with: {shlex.join(['iris-kv', 'split', '--verify', str(out)])}"
+    served = ["iris-kv", "serve", "--instructions", f"{out}/instructions", "--prompt", f"{out}/prompts/system.md"]
+    yield f"serve it with: {shlex.join(served)}"
 
 
 def _deferred(report: SplitReport, about: str) -> str:

@@ -6,7 +6,6 @@ import errno
 import itertools
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from iris_kv.errors import ConflictError, InvalidArgumentError, NotFoundError
+from iris_kv.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
 from iris_kv.model import Frozen, digest_of
 from iris_kv.split.division import Span
 from iris_kv.split.plan import Plan, PlannedInstruction
@@ -119,33 +118,47 @@ def files_of(plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
 
 
 def write_split(folder: Path, files: Sequence[tuple[str, bytes]], *, replace: bool) -> None:
-    """Write all files at once: the folder is there whole or not at all.
+    """Write all files: they are written beside the folder first, and put into it once all are there.
 
     Args:
-        folder: Where they go; it must not exist, unless `replace`.
+        folder: Where they go; it must be new or empty, unless `replace`. A link is followed.
         files: See `files_of`.
         replace: Take the place of what the folder holds.
 
     Raises:
-        ConflictError: The folder is there and may not be replaced.
+        ConflictError: The folder holds something and may not be replaced.
+        UnavailableError: It cannot be written.
     """
+    folder = Path(os.path.realpath(folder))
     if os.path.lexists(folder) and not replace and (not folder.is_dir() or any(folder.iterdir())):
         raise ConflictError(
             f"{folder.name!r} exists and is not an unchanged split",
             "files that a person may have edited are not overwritten",
             "name another folder with --out, or move this one away",
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        (new / FOLDER).mkdir()
-        for name, content in files:
-            (new / name).parent.mkdir(exist_ok=True)
-            (new / name).write_bytes(content)
-        new.chmod(0o777 & ~_umask())
-        _put_in_place(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            _write_beside(Path(beside), folder, files)
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder.name!r} cannot be written ({error.strerror})",
+            "you must be able to write to it and to the folder that it is in",
+            "name another folder with --out, or free space",
+        ) from None
+
+
+def _write_beside(beside: Path, folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
+    new, old = beside / "new", beside / "old"
+    for made in (new / FOLDER, old):
+        made.mkdir(parents=True)
+    for name, content in files:
+        (new / name).parent.mkdir(exist_ok=True)
+        (new / name).write_bytes(content)
+    # The folder itself stays: somebody may stand in it, or have a link to it.
+    for source, target in ((folder, old), (new, folder)):
+        for each in list(source.iterdir()):
+            each.rename(target / each.name)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -161,7 +174,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise NotFoundError(
-            f"{os.path.basename(os.path.abspath(folder))!r} has no {MANIFEST} that can be read ({error.strerror})",
+            f"{os.path.basename(os.path.realpath(folder))!r} has no {MANIFEST} that can be read ({error.strerror})",
             "a folder that `iris-kv split` wrote has one",
             "name such a folder",
         ) from None
@@ -243,19 +256,3 @@ def _instruction_file(
 def _quoted(text: str) -> str:
     """Return a YAML string: a JSON string is one."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _put_in_place(new: Path, folder: Path) -> None:
-    if not os.path.lexists(folder):
-        new.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    folder.rename(old / "old")
-    new.rename(folder)
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    now = os.umask(0)
-    os.umask(now)
-    return now
