@@ -34,7 +34,7 @@ from iris_kv.tokens import TokenCounter
 _CODE_POINT_BYTES: Final = 4
 _INLINE_BYTES: Final = 65_536
 _CHUNK: Final = 1 << 20
-_OUTLINED_BYTES: Final = 1 << 20
+_OUTLINED_BYTES: Final = 8 << 20
 _PARTS_SHARE: Final = 16
 
 

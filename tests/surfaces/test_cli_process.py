@@ -114,7 +114,7 @@ DRIVER = textwrap.dedent("""
 """)
 
 
-def test_no_verb_but_serve_and_demo_loads_the_sdk_or_rich(run: Run) -> None:
+def test_no_verb_but_serve_demo_and_split_loads_the_sdk_or_rich(run: Run) -> None:
     verbs = [
         ["--help"], ["put", "project", "k", "v"], ["get", "project", "k"], ["list", "project"], ["stats"], ["prune"],
         ["seed"], ["verify"], ["doctor"], ["delete", "project", "k"], ["clear", "task", "--yes"], ["prompt"],
@@ -124,7 +124,7 @@ def test_no_verb_but_serve_and_demo_loads_the_sdk_or_rich(run: Run) -> None:
     ended = run(sys.executable, "-c", DRIVER, json.dumps(verbs))
 
     seen = json.loads(ended.stdout)
-    assert seen["codes"] == [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
+    assert seen["codes"] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]
     assert not {"mcp", "mcp_types", "starlette", "rich", "httpx", "uvicorn"} & set(seen["modules"])
 
 

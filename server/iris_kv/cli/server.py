@@ -1,4 +1,4 @@
-"""The verbs serve and demo, the only ones that load the MCP SDK."""
+"""The verbs serve and demo, which load the MCP SDK."""
 
 from __future__ import annotations
 
