@@ -22,6 +22,7 @@ from iris_kv.location import Location, find_workspace
 from iris_kv.settings import Settings, settings_at_hand
 from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
+from iris_kv.surfaces.visits import OneWorkspace
 from iris_kv.workspace import Workspace
 
 _CLOSING_S: Final = 1.5
@@ -63,7 +64,7 @@ def configure_logging(level: str, workspace: str) -> None:
 async def serve_stdio(start: Start) -> None:
     """Serve MCP over stdin and stdout until the client closes them, or SIGTERM or SIGINT comes."""
     workspace = Workspace(start.location, start.settings, face="mcp", problem=start.problem)
-    server = IrisServer(workspace, start.settings.profile)
+    server = IrisServer(OneWorkspace(workspace), start.settings.profile)
     if start.problem is not None:
         _log.error("serving instructions and prompts only: %s", start.problem)
     for error in workspace.library.errors:

@@ -16,6 +16,7 @@ import uvicorn
 from iris_kv.app import configure_logging, prepare
 from iris_kv.background import Background
 from iris_kv.surfaces.mcp_server import IrisServer
+from iris_kv.surfaces.visits import OneWorkspace
 from iris_kv.workspace import Workspace
 
 SHUTDOWN_S = 2
@@ -24,7 +25,7 @@ SHUTDOWN_S = 2
 
 async def serve(workspace: Workspace, listener: socket.socket) -> None:
     """Serve a workspace with all tools, and do its background work, until SIGTERM."""
-    app = IrisServer(workspace, "full").streamable_http_app()
+    app = IrisServer(OneWorkspace(workspace), "full").streamable_http_app()
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SHUTDOWN_S)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Background(workspace).run)

@@ -18,6 +18,7 @@ from iris_kv.location import Location
 from iris_kv.model import Clock
 from iris_kv.settings import Profile, Settings
 from iris_kv.surfaces.mcp_server import IrisServer
+from iris_kv.surfaces.visits import OneWorkspace
 from iris_kv.workspace import Workspace
 
 Era = Literal["legacy", "auto"]
@@ -128,7 +129,7 @@ def open_server(workspace: Path) -> Open:
         **client_options: Any,
     ) -> AsyncGenerator[LocalSession]:
         opened = Workspace(Location(root=root or workspace, reason="test"), settings, face="mcp", clock=clock)
-        server = IrisServer(opened, profile)
+        server = IrisServer(OneWorkspace(opened), profile)
         try:
             async with Client(server, mode=era, cache=None, **client_options) as client:
                 yield LocalSession(client, server, opened)
@@ -144,7 +145,7 @@ def start(monkeypatch: pytest.MonkeyPatch, home: Mapping[str, str]) -> Start:
     async def opener(era: Era, root: Path | None) -> AsyncGenerator[LocalSession]:
         found = app.prepare(None if root is None else str(root), {"profile": "full"})
         opened = Workspace(found.location, found.settings, face="mcp", problem=found.problem)
-        server = IrisServer(opened, found.settings.profile)
+        server = IrisServer(OneWorkspace(opened), found.settings.profile)
         try:
             async with Client(server, mode=era, cache=None) as client:
                 yield LocalSession(client, server, opened)

@@ -18,6 +18,7 @@ from iris_kv.location import Location
 from iris_kv.policy import Principal
 from iris_kv.settings import Profile, Settings
 from iris_kv.surfaces.mcp_server import IrisServer
+from iris_kv.surfaces.visits import OneWorkspace
 from iris_kv.tokens import TokenCounter
 from iris_kv.workspace import Workspace
 
@@ -66,7 +67,7 @@ def connect(tmp_path: Path) -> Connect:
         settings = Settings(durability="fast", instructions=folders)
         workspace = Workspace(Location(root=tmp_path, reason="test"), settings, face="mcp", counter=counter)
         try:
-            async with Client(IrisServer(workspace, profile), cache=None) as client:
+            async with Client(IrisServer(OneWorkspace(workspace), profile), cache=None) as client:
                 yield client, workspace
         finally:
             await workspace.aclose()

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import anyio
 from mcp.server import NotificationOptions, Server, ServerRequestContext
 from mcp.server.models import InitializationOptions
 from mcp.types import (
@@ -44,12 +43,13 @@ from mcp.types import (
     SubscriptionsListenRequestParams,
     SubscriptionsListenResult,
     TextContent,
+    UnsubscribeRequestParams,
 )
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from iris_kv import __version__
 from iris_kv.errors import InvalidArgumentError, IrisError
-from iris_kv.policy import check_access
+from iris_kv.policy import check_access, check_right
 from iris_kv.resume import resume
 from iris_kv.rollout import Choice
 from iris_kv.settings import Profile
@@ -57,9 +57,9 @@ from iris_kv.surfaces import resources
 from iris_kv.surfaces.arguments import CacheClear, parsed
 from iris_kv.surfaces.consent import consent_to_clear
 from iris_kv.surfaces.failures import failure, invalid, protocol_error, translated, unforeseen
-from iris_kv.surfaces.notify import Notifier
 from iris_kv.surfaces.tools import AGENT, Tool, offered
 from iris_kv.surfaces.uris import entry_uri
+from iris_kv.surfaces.visits import Visits
 from iris_kv.workspace import Workspace
 
 NAME: Final = "iris-kv"
@@ -88,18 +88,16 @@ PROMPTS: Final = (
 
 
 class IrisServer(Server[Any]):
-    """The server of one workspace."""
+    """One server for any number of workspaces: each request says which it visits."""
 
-    def __init__(self, workspace: Workspace, profile: Profile) -> None:
-        """Offer a workspace with the tools of a profile."""
-        self._workspace = workspace
+    def __init__(self, visits: Visits, profile: Profile) -> None:
+        """Offer what is visited with the tools of a profile."""
+        self._visits = visits
         self._offered = {tool.name: tool for tool in offered(profile)}
-        self.notifier = Notifier(workspace, self._renew_instructions)
         super().__init__(
             NAME,
             version=__version__,
             title="iris-kv",
-            instructions=workspace.prompts.server_instructions(),
             lifespan=self._lifespan,
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
@@ -107,24 +105,22 @@ class IrisServer(Server[Any]):
             on_list_resource_templates=self._list_templates,
             on_read_resource=self._read_resource,
             on_subscribe_resource=self._subscribe,
-            on_unsubscribe_resource=self.notifier.on_unsubscribe,
+            on_unsubscribe_resource=self._unsubscribe,
             on_subscriptions_listen=self._listen,
             on_list_prompts=self._list_prompts,
             on_get_prompt=self._get_prompt,
             on_completion=self._complete,
         )
-        self.add_notification_handler("notifications/initialized", NotificationParams, self.notifier.on_initialized)
+        self.add_notification_handler("notifications/initialized", NotificationParams, self._initialized)
         self.add_request_handler("server/discover", RequestParams, self._discover)
 
-    def _renew_instructions(self) -> None:
-        self.instructions = self._workspace.prompts.server_instructions()
+    def _workspace(self, context: Context) -> Workspace:
+        return self._visits.of(context).workspace
 
     @asynccontextmanager
     async def _lifespan(self, _: Server[Any]) -> AsyncGenerator[dict[str, Any]]:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.notifier.run)
+        async with self._visits.open():
             yield {}
-            tasks.cancel_scope.cancel()
 
     def create_initialization_options(
         self,
@@ -134,9 +130,12 @@ class IrisServer(Server[Any]):
     ) -> InitializationOptions:
         """Advertise the notifications that are really sent; see the SDK's method."""
         sent = NotificationOptions(resources_changed=True, tools_changed=True)
-        return super().create_initialization_options(
+        options = super().create_initialization_options(
             notification_options or sent, experimental_capabilities, extensions
         )
+        visit = self._visits.opening()
+        text = None if visit is None else visit.workspace.prompts.server_instructions()
+        return options.model_copy(update={"instructions": text})
 
     def get_capabilities(
         self,
@@ -154,19 +153,19 @@ class IrisServer(Server[Any]):
         return found.model_copy(update={"prompts": PromptsCapability(list_changed=False)})
 
     async def _discover(self, context: Context, _: RequestParams) -> DiscoverResult:
-        await self._workspace.instructions()
-        self._renew_instructions()
+        workspace = self._workspace(context)
+        await workspace.instructions()
         return DiscoverResult(
             supported_versions=list(MODERN_PROTOCOL_VERSIONS),
             capabilities=self.get_capabilities(protocol_version=context.protocol_version),
-            instructions=self.instructions,
+            instructions=workspace.prompts.server_instructions(),
         )
 
     # Tools
 
-    async def _list_tools(self, _: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
+    async def _list_tools(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
         _refuse_cursor(params)
-        tags = [instruction.tag for instruction in await self._workspace.instructions()]
+        tags = [instruction.tag for instruction in await self._workspace(context).instructions()]
         return ListToolsResult(tools=[tool.described(tags) for tool in self._offered.values()])
 
     async def _call_tool(self, context: Context, params: CallToolRequestParams) -> CallToolResult | InputRequiredResult:
@@ -174,53 +173,67 @@ class IrisServer(Server[Any]):
         if tool is None:
             known = ", ".join(self._offered)
             raise invalid(f"unknown tool {params.name!r}; the tools are {known}; call one of them")
+        counter = self._workspace(context).counter
         try:
             return await self._answer(tool, context, params)
         except IrisError as error:
-            return failure(str(error), self._workspace.counter, (params.arguments or {}).get("max_tokens"))
+            return failure(str(error), counter, (params.arguments or {}).get("max_tokens"))
         except Exception:
             _log.exception("the tool %s failed", tool.name)
-            return failure(unforeseen(tool.name), self._workspace.counter)
+            return failure(unforeseen(tool.name), counter)
 
     async def _answer(
         self, tool: Tool, context: Context, params: CallToolRequestParams
     ) -> CallToolResult | InputRequiredResult:
+        visit = self._visits.of(context)
+        check_right(visit.principal, "kv:read" if tool.read_only else "kv:write", tool.name)
         arguments = parsed(tool.name, tool.arguments, params.arguments or {})
         if isinstance(arguments, CacheClear):
             check_access(AGENT, arguments.scope, "clear")
             question = await consent_to_clear(context, params, arguments)
             if question is not None:
                 return question
-        answer = await tool.run(self._workspace, arguments)
+        answer = await tool.run(visit.workspace, arguments)
         if isinstance(answer, CallToolResult):
             return answer
         return CallToolResult(content=[TextContent(type="text", text=answer)])
 
     # Resources
 
-    async def _list_resources(self, _: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+    async def _list_resources(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         cursor = None if params is None else params.cursor
+        workspace = self._workspace(context)
         try:
-            return await resources.list_resources(self._workspace, cursor)
+            return await resources.list_resources(workspace, cursor)
         except InvalidArgumentError as error:
             raise protocol_error(error) from None
         except IrisError as error:
             _log.warning("entries cannot be listed: %s", error)
-            return await resources.list_fixed(self._workspace)
+            return await resources.list_fixed(workspace)
 
     async def _list_templates(self, _: Context, params: PaginatedRequestParams | None) -> ListResourceTemplatesResult:
         _refuse_cursor(params)
         return ListResourceTemplatesResult(resource_templates=list(resources.TEMPLATES))
 
-    async def _read_resource(self, _: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
-        uri = str(params.uri)
-        return await translated(lambda: resources.read_resource(self._workspace, uri), uri=uri)
+    async def _read_resource(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+        uri, workspace = str(params.uri), self._workspace(context)
+        return await translated(lambda: resources.read_resource(workspace, uri), uri=uri)
+
+    # Changes
+
+    async def _initialized(self, context: Context, params: NotificationParams) -> None:
+        await self._visits.of(context).notifier.on_initialized(context, params)
 
     async def _subscribe(self, context: Context, params: SubscribeRequestParams) -> EmptyResult:
-        return await translated(lambda: self.notifier.on_subscribe(context, params), uri=str(params.uri))
+        notifier = self._visits.of(context).notifier
+        return await translated(lambda: notifier.on_subscribe(context, params), uri=str(params.uri))
+
+    async def _unsubscribe(self, context: Context, params: UnsubscribeRequestParams) -> EmptyResult:
+        return await self._visits.of(context).notifier.on_unsubscribe(context, params)
 
     async def _listen(self, context: Context, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
-        return await translated(lambda: self.notifier.on_listen(context, params))
+        notifier = self._visits.of(context).notifier
+        return await translated(lambda: notifier.on_listen(context, params))
 
     # Prompts and completions
 
@@ -228,7 +241,7 @@ class IrisServer(Server[Any]):
         _refuse_cursor(params)
         return ListPromptsResult(prompts=list(PROMPTS))
 
-    async def _get_prompt(self, _: Context, params: GetPromptRequestParams) -> GetPromptResult:
+    async def _get_prompt(self, context: Context, params: GetPromptRequestParams) -> GetPromptResult:
         arguments = params.arguments or {}
         prompt = next((each for each in PROMPTS if each.name == params.name), None)
         if prompt is None:
@@ -238,22 +251,15 @@ class IrisServer(Server[Any]):
         if unknown:
             allowed = ", ".join(known) or "none"
             raise invalid(f"unknown arguments {unknown} of {params.name}; allowed: {allowed}")
-        return await translated(lambda: self._render(prompt.name, arguments))
+        workspace = self._workspace(context)
+        return await translated(lambda: _rendered(workspace, prompt.name, arguments))
 
-    async def _render(self, name: str, arguments: Mapping[str, str]) -> GetPromptResult:
-        if name == "resume":
-            return _prompt("What is known of this workspace", await resume(self._workspace, entry_uri))
-        # Clients send "" for what a person left open in their form.
-        variant, subject = (arguments.get(each) or None for each in ("variant", "subject"))
-        prompt = await self._workspace.prompt(variant, subject=subject)
-        return _prompt(described(prompt), prompt.text)
-
-    async def _complete(self, _: Context, params: CompleteRequestParams) -> CompleteResult:
+    async def _complete(self, context: Context, params: CompleteRequestParams) -> CompleteResult:
         if isinstance(params.ref, PromptReference) and params.ref.name != "system":
             return CompleteResult(completion=Completion(values=[]))
-        context = (params.context.arguments if params.context else None) or {}
-        argument = params.argument
-        found = await translated(lambda: resources.complete(self._workspace, argument.name, argument.value, context))
+        chosen = (params.context.arguments if params.context else None) or {}
+        argument, workspace = params.argument, self._workspace(context)
+        found = await translated(lambda: resources.complete(workspace, argument.name, argument.value, chosen))
         most = resources.COMPLETIONS
         has_more = len(found) > most
         completion = Completion(values=found[:most], total=None if has_more else len(found), has_more=has_more)
@@ -264,6 +270,15 @@ def described(prompt: Choice) -> str:
     """Return which system prompt a client got, why, and what it should know besides."""
     description = f"{prompt.variant} system prompt (chosen by: {prompt.shown})"
     return f"{description}; {prompt.note}" if prompt.note else description
+
+
+async def _rendered(workspace: Workspace, name: str, arguments: Mapping[str, str]) -> GetPromptResult:
+    if name == "resume":
+        return _prompt("What is known of this workspace", await resume(workspace, entry_uri))
+    # Clients send "" for what a person left open in their form.
+    variant, subject = (arguments.get(each) or None for each in ("variant", "subject"))
+    prompt = await workspace.prompt(variant, subject=subject)
+    return _prompt(described(prompt), prompt.text)
 
 
 def _prompt(description: str, text: str) -> GetPromptResult:

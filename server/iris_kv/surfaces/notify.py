@@ -52,12 +52,11 @@ class _Connection(NamedTuple):
 
 
 class Notifier:
-    """Follows one workspace and tells the clients of one server."""
+    """Follows one workspace and tells its clients."""
 
-    def __init__(self, workspace: Workspace, on_new_tags: Callable[[], None]) -> None:
-        """Follow a workspace once somebody listens; `on_new_tags` runs when the set of tags changed."""
+    def __init__(self, workspace: Workspace) -> None:
+        """Follow a workspace once somebody listens."""
         self._workspace = workspace
-        self._on_new_tags = on_new_tags
         self._bus = InMemorySubscriptionBus()
         self._listen = ListenHandler(self._bus)
         self._connections: dict[int, _Connection] = {}
@@ -144,7 +143,6 @@ class Notifier:
         while True:
             before, self._library_state = self._library_state, self._workspace.served_state()
             if before.tags != self._library_state.tags:
-                self._on_new_tags()
                 self._announce([ToolsListChanged(), ResourcesListChanged()])
             if before != self._library_state:
                 names = self._library_state.names_changed_since(before)

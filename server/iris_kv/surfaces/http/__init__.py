@@ -1,0 +1,1 @@
+"""The faces over HTTP: MCP, the REST administration API, health and metrics."""

@@ -1,0 +1,30 @@
+"""The one ASGI application of the HTTP faces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from iris_kv import __version__
+from iris_kv.settings import Profile
+from iris_kv.surfaces.http.mcp_routes import McpEndpoint
+from iris_kv.surfaces.http.platform import Platform
+
+
+def build_app(platform: Platform, profile: Profile) -> FastAPI:
+    """Return the application: MCP for the workspaces of a platform."""
+    endpoint = McpEndpoint(platform, profile)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with platform.run(), endpoint.manager.run():
+            yield
+
+    app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None)
+    app.state.platform = platform
+    path = "/sandboxes/{sandbox}/mcp" if platform.is_shared else "/mcp"
+    app.router.routes.append(Route(path, endpoint))
+    return app
