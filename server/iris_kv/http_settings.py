@@ -75,6 +75,8 @@ class HttpSettings(BaseModel):
     """The secret of HS256; None: no such token is accepted."""
     jwks_url: Annotated[str, AfterValidator(_key_url)] | None = None
     """Where the issuer publishes its public keys; None: no such token is accepted."""
+    jwks_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5
+    """How long fetching them may take, in seconds."""
     jwt_audience: Annotated[str, Field(min_length=1)] = "authenticated"
     """What a token's `aud` must name; the default is that of Supabase Auth."""
     jwt_issuer: Annotated[str, Field(min_length=1)] | None = None

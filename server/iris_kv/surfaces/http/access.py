@@ -68,7 +68,11 @@ class Access:
             ForbiddenError: Others could have written the file of static tokens.
             UnavailableError: It cannot be read.
         """
-        keys = None if settings.jwks_url is None else PublicKeys(settings.jwks_url, clock)
+        keys = (
+            None
+            if settings.jwks_url is None
+            else PublicKeys(settings.jwks_url, clock, timeout_s=settings.jwks_timeout_s)
+        )
         has_jwts = settings.jwt_secret is not None or keys is not None
         self.settings = settings
         self.recheck_s = recheck_s

@@ -22,7 +22,6 @@ ALGORITHMS: Final = frozenset(
 FRESH_MS: Final = 600_000
 STALE_MS: Final = 3_600_000
 AGAIN_MS: Final = 10_000
-_TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 262_144
 _MAX_KEYS: Final = 100
 
@@ -36,7 +35,7 @@ class PublicKeys:
     every ten seconds. While the issuer cannot be reached, they serve for up to an hour.
     """
 
-    def __init__(self, url: str, clock: Clock, *, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, url: str, clock: Clock, *, timeout_s: float) -> None:
         """Fetch from a URL, each time within `timeout_s`."""
         self._url = url
         self._clock = clock
