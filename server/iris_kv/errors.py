@@ -8,7 +8,8 @@
     ├── QuotaExceededError     quota_exceeded     the scope has no room for the value
     ├── TooLargeError          too_large          one value is over the limit
     ├── ReadOnlyError          read_only          the scope is written by the server alone
-    ├── ForbiddenError         forbidden          a link, an owner or a path that is not trusted
+    ├── UnauthorizedError      unauthorized       no token, or none that is accepted
+    ├── ForbiddenError         forbidden          a link, an owner, a path or a caller that is not trusted
     ├── CorruptError           corrupt            stored bytes do not match their digest
     ├── BusyError              busy               a lock was not to be had in time
     ├── UnavailableError       unavailable        the store cannot be opened or used now
@@ -29,6 +30,7 @@ Code = Literal[
     "quota_exceeded",
     "too_large",
     "read_only",
+    "unauthorized",
     "forbidden",
     "corrupt",
     "busy",
@@ -96,8 +98,14 @@ class ReadOnlyError(IrisError):
     code = "read_only"
 
 
+class UnauthorizedError(IrisError):
+    """There is no token, or none that is accepted."""
+
+    code = "unauthorized"
+
+
 class ForbiddenError(IrisError):
-    """A link, an owner, a permission or a path that is not trusted."""
+    """A link, an owner, a permission, a path or a caller that is not trusted."""
 
     code = "forbidden"
 

@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
+from iris_kv.http_settings import HttpSettings
 from iris_kv.model import Limits, Scope
 from iris_kv.regular import regular_bytes
 
@@ -52,6 +53,8 @@ _DEEP: Final = re.compile(rb"(?:[^\s.=\[\]#]+[ \t]*\.[ \t]*){%d}" % _MAX_KEY_PAR
 _KILL: Final = "prompt.kill"
 _BOOL: Final = TypeAdapter(bool)
 _OUTSIDE_SETTINGS: Final = frozenset({"IRIS_KV_WORKSPACE"})
+_SECRET: Final = ("http", "http.jwt_secret")
+"""What an error does not repeat: a secret, and the table that holds it."""
 _FROM_WORKSPACE: Final = "workspace configuration"
 _WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions")
 
@@ -139,6 +142,7 @@ class Settings(BaseSettings):
     """Accept a cache folder that another user owns."""
     prompt: PromptSettings = PromptSettings()
     instructions: InstructionSettings = InstructionSettings()
+    http: HttpSettings = HttpSettings()
     origins: Mapping[str, str] = {}
     """Which layer set a setting, by dotted name; what is not listed has its default."""
 
@@ -404,10 +408,14 @@ def _bad_value(error: ValidationError, origins: Mapping[str, str]) -> InvalidArg
     # A value of several types has one message for each.
     messages = [each["msg"] for each, path in zip(errors, paths, strict=True) if path.startswith(dotted + ".")]
     return InvalidArgumentError(
-        f"{dotted} in {origins.get(dotted, 'the settings')} is {shown_value(errors[0]['input'])}",
+        f"{dotted} in {origins.get(dotted, 'the settings')} is {_shown(dotted, errors[0]['input'])}",
         " or ".join(dict.fromkeys(messages)),
         "mend it there, or take it out to get the default",
     )
+
+
+def _shown(dotted: str, value: object) -> str:
+    return "not shown" if dotted in _SECRET else shown_value(value)
 
 
 def _flattened(
@@ -426,7 +434,7 @@ def _flattened(
             yield from _flattened(layer, cast("dict[str, Any]", value), inner, dotted + ".")
         else:
             raise InvalidArgumentError(
-                f"{dotted} in {layer} is {shown_value(value)}",
+                f"{dotted} in {layer} is {_shown(dotted, value)}",
                 f"it is a table of {', '.join(_fields(inner))}",
                 "set one of these",
             )

@@ -489,7 +489,11 @@ def test_an_error_is_told_on_stderr_alone_and_ends_with_its_exit_code(cli: Cli, 
 
 def test_the_exit_codes_are_those_of_the_design() -> None:
     by_exit = {2: "invalid_argument", 4: "conflict", 7: "corrupt"}
-    pairs = {3: ("not_found", "expired"), 5: ("quota_exceeded", "too_large"), 6: ("read_only", "forbidden")}
+    pairs = {
+        3: ("not_found", "expired"),
+        5: ("quota_exceeded", "too_large"),
+        6: ("read_only", "unauthorized", "forbidden"),
+    }
 
     for exit_code, code in by_exit.items():
         assert [each for each, number in EXIT_CODES.items() if number == exit_code] == [code]

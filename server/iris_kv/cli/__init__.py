@@ -18,6 +18,7 @@ from iris_kv.cli.library import library, prompts
 from iris_kv.cli.rollout import rollout
 from iris_kv.cli.server import server
 from iris_kv.cli.split import split_app
+from iris_kv.cli.token import token
 from iris_kv.cli.upkeep import upkeep
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.add_typer(prompts)
 app.add_typer(split_app)
 app.add_typer(library, name="instructions")
 app.add_typer(rollout, name="rollout")
+app.add_typer(token, name="token")
 app.add_typer(entries)
 app.add_typer(upkeep)
 app.add_typer(clients)

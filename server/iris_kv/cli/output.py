@@ -30,6 +30,7 @@ EXIT_CODES: Final[Mapping[Code, int]] = {
     "quota_exceeded": 5,
     "too_large": 5,
     "read_only": 6,
+    "unauthorized": 6,
     "forbidden": 6,
     "corrupt": 7,
     "busy": 8,

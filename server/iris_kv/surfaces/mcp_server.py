@@ -48,7 +48,7 @@ from mcp.types import (
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from iris_kv import __version__
-from iris_kv.errors import InvalidArgumentError, IrisError
+from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.policy import check_access, check_right
 from iris_kv.resume import resume
 from iris_kv.rollout import Choice
@@ -59,7 +59,7 @@ from iris_kv.surfaces.consent import consent_to_clear
 from iris_kv.surfaces.failures import failure, invalid, protocol_error, translated, unforeseen
 from iris_kv.surfaces.tools import AGENT, Tool, offered
 from iris_kv.surfaces.uris import entry_uri
-from iris_kv.surfaces.visits import Visits
+from iris_kv.surfaces.visits import Visit, Visits
 from iris_kv.workspace import Workspace
 
 NAME: Final = "iris-kv"
@@ -116,6 +116,15 @@ class IrisServer(Server[Any]):
 
     def _workspace(self, context: Context) -> Workspace:
         return self._visits.of(context).workspace
+
+    def _reading(self, context: Context, what: str) -> Visit:
+        """Return the visit of a request that reads, where its token allows that."""
+        visit = self._visits.of(context)
+        try:
+            check_right(visit.principal, "kv:read", what)
+        except ForbiddenError as error:
+            raise protocol_error(error) from None
+        return visit
 
     @asynccontextmanager
     async def _lifespan(self, _: Server[Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -202,7 +211,7 @@ class IrisServer(Server[Any]):
 
     async def _list_resources(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         cursor = None if params is None else params.cursor
-        workspace = self._workspace(context)
+        workspace = self._reading(context, "resources/list").workspace
         try:
             return await resources.list_resources(workspace, cursor)
         except InvalidArgumentError as error:
@@ -216,7 +225,7 @@ class IrisServer(Server[Any]):
         return ListResourceTemplatesResult(resource_templates=list(resources.TEMPLATES))
 
     async def _read_resource(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
-        uri, workspace = str(params.uri), self._workspace(context)
+        uri, workspace = str(params.uri), self._reading(context, "resources/read").workspace
         return await translated(lambda: resources.read_resource(workspace, uri), uri=uri)
 
     # Changes
@@ -225,14 +234,14 @@ class IrisServer(Server[Any]):
         await self._visits.of(context).notifier.on_initialized(context, params)
 
     async def _subscribe(self, context: Context, params: SubscribeRequestParams) -> EmptyResult:
-        notifier = self._visits.of(context).notifier
+        notifier = self._reading(context, "resources/subscribe").notifier
         return await translated(lambda: notifier.on_subscribe(context, params), uri=str(params.uri))
 
     async def _unsubscribe(self, context: Context, params: UnsubscribeRequestParams) -> EmptyResult:
         return await self._visits.of(context).notifier.on_unsubscribe(context, params)
 
     async def _listen(self, context: Context, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
-        notifier = self._visits.of(context).notifier
+        notifier = self._reading(context, "subscriptions/listen").notifier
         return await translated(lambda: notifier.on_listen(context, params))
 
     # Prompts and completions
@@ -251,14 +260,14 @@ class IrisServer(Server[Any]):
         if unknown:
             allowed = ", ".join(known) or "none"
             raise invalid(f"unknown arguments {unknown} of {params.name}; allowed: {allowed}")
-        workspace = self._workspace(context)
+        workspace = self._reading(context, "prompts/get").workspace
         return await translated(lambda: _rendered(workspace, prompt.name, arguments))
 
     async def _complete(self, context: Context, params: CompleteRequestParams) -> CompleteResult:
         if isinstance(params.ref, PromptReference) and params.ref.name != "system":
             return CompleteResult(completion=Completion(values=[]))
         chosen = (params.context.arguments if params.context else None) or {}
-        argument, workspace = params.argument, self._workspace(context)
+        argument, workspace = params.argument, self._reading(context, "completion/complete").workspace
         found = await translated(lambda: resources.complete(workspace, argument.name, argument.value, chosen))
         most = resources.COMPLETIONS
         has_more = len(found) > most
