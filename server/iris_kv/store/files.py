@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from anyio import CancelScope, move_on_after
 
 from iris_kv.store.cache import CacheOptions
-from iris_kv.store.checks import PutRequest
+from iris_kv.store.checks import Listing, PutRequest
 from iris_kv.store.threads import StoreThreads
 
 if TYPE_CHECKING:
@@ -153,10 +153,12 @@ class FileStore:
         cursor: str | None = None,
         limit: int = 100,
         include_expired: bool = False,
+        pattern: str | None = None,
     ) -> Page:
         """See `Store.list`."""
         here = self._threads
-        return await here.read(lambda: here.reading.list(scope, prefix, cursor, limit, include_expired=include_expired))
+        asked = Listing(prefix, cursor, limit, pattern)
+        return await here.read(lambda: here.reading.list(scope, asked, include_expired=include_expired))
 
     async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
         """See `Store.latest`."""

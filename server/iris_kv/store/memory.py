@@ -28,8 +28,8 @@ from iris_kv.model import (
     digest_of,
 )
 from iris_kv.store import names
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COUNTERS, expired, not_found, oldest_counted_day
-from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
+from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COMPARED, MAX_COUNTERS, expired, not_found, oldest_counted_day
+from iris_kv.store.checks import Listing, PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Mapping
@@ -144,19 +144,21 @@ class MemoryStore:
         cursor: str | None = None,
         limit: int = 100,
         include_expired: bool = False,
+        pattern: str | None = None,
     ) -> Page:
         """See `Store.list`."""
-        check_page(limit, prefix, cursor or "")
+        start, glob = Listing(prefix, cursor, limit, pattern).checked()
         now = self._clock.now_ms()
+        keys = sorted(key for key in self._entries[scope] if key.startswith(start) and (not cursor or key > cursor))
+        within = keys if pattern is None else keys[:MAX_COMPARED]
         found = [
-            entry.info
-            for key, entry in sorted(self._entries[scope].items())
-            if key.startswith(prefix)
-            and (cursor is None or key > cursor)
-            and (include_expired or not _is_expired(entry.info, now))
+            info
+            for info in (self._entries[scope][key].info for key in within)
+            if glob.matches(info.key) and (include_expired or not _is_expired(info, now))
         ]
-        more = len(found) > limit
-        return Page(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key if more else None)
+        if len(found) > limit:
+            return Page(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key)
+        return Page(entries=tuple(found), next_cursor=within[-1] if len(within) < len(keys) else None)
 
     async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
         """See `Store.latest`."""
