@@ -12,10 +12,11 @@ from iris_kv import __version__
 from iris_kv.settings import Profile
 from iris_kv.surfaces.http.mcp_routes import McpEndpoint
 from iris_kv.surfaces.http.platform import Platform
+from iris_kv.surfaces.http.rest import install_rest
 
 
 def build_app(platform: Platform, profile: Profile) -> FastAPI:
-    """Return the application: MCP for the workspaces of a platform."""
+    """Return the application: MCP and REST for the workspaces of a platform."""
     endpoint = McpEndpoint(platform, profile)
 
     @asynccontextmanager
@@ -23,8 +24,9 @@ def build_app(platform: Platform, profile: Profile) -> FastAPI:
         async with platform.run(), endpoint.manager.run():
             yield
 
-    app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.platform = platform
     path = "/sandboxes/{sandbox}/mcp" if platform.is_shared else "/mcp"
     app.router.routes.append(Route(path, endpoint))
+    install_rest(app)
     return app
