@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from iris_kv.guidance import SystemClock
 from iris_kv.location import Location
 from iris_kv.model import Clock
 from iris_kv.policy import Principal
@@ -97,26 +100,29 @@ class OpenHttp(Protocol):
     ) -> AbstractAsyncContextManager[Http]: ...
 
 
+def app_of(
+    workspace: Path,
+    *,
+    principal: Principal = ADMIN,
+    root: Path | None = None,
+    settings: Settings = FAST,
+    clock: Clock | None = None,
+) -> FastAPI:
+    """Return the application of a workspace, or of the sandboxes of a root, as a principal sees it."""
+
+    def opened(location: Location) -> Workspace:
+        return Workspace(location, settings, face="rest", clock=clock)
+
+    only = Location(root=workspace, reason="test") if root is None else None
+    sandboxes = None if root is None else SandboxRoot(root)
+    app = build_app(Platform(only, sandboxes, opened, clock or SystemClock(), Limits()), "full")
+    app.add_middleware(WithPrincipal, principal=principal)
+    return app
+
+
 @pytest.fixture
 def make_app(workspace: Path) -> MakeApp:
-    def make(
-        *,
-        principal: Principal = ADMIN,
-        root: Path | None = None,
-        settings: Settings = FAST,
-        clock: Clock | None = None,
-    ) -> FastAPI:
-        def opened(location: Location) -> Workspace:
-            return Workspace(location, settings, face="rest", clock=clock)
-
-        only = Location(root=workspace, reason="test") if root is None else None
-        sandboxes = None if root is None else SandboxRoot(root)
-        probe = Workspace(None, settings, face="rest", clock=clock)
-        app = build_app(Platform(only, sandboxes, opened, probe.clock, Limits()), "full")
-        app.add_middleware(WithPrincipal, principal=principal)
-        return app
-
-    return make
+    return partial(app_of, workspace)
 
 
 @pytest.fixture
@@ -131,6 +137,20 @@ def open_http(make_app: MakeApp) -> OpenHttp:
                 yield client
 
     return opener
+
+
+@contextmanager
+def in_a_thread(app: FastAPI) -> Generator[str]:
+    """Serve an application in a thread of its own, and return its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"{BASE}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 @asynccontextmanager

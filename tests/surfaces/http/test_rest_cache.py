@@ -229,7 +229,7 @@ async def test_a_server_of_one_workspace_has_no_other(open_http: OpenHttp) -> No
 
     assert listed == {"sandboxes": [{"id": "default"}], "next_cursor": None}
     assert other.status_code == 404
-    assert (created.status_code, created.json()["code"]) == (503, "unavailable")
+    assert (created.status_code, created.json()["code"]) == (403, "forbidden")
 
 
 # Problems

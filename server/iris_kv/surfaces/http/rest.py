@@ -29,8 +29,18 @@ from iris_kv.surfaces.http.rest_access import (
     principal_of,
     unambiguous_query,
 )
-from iris_kv.surfaces.http.rest_answers import ENTRY, LOCATION, answers, body, example, operation_id
-from iris_kv.surfaces.http.rest_bodies import NewSandbox, UnsupportedTypeError, json_body
+from iris_kv.surfaces.http.rest_answers import (
+    ENTRY,
+    LOCATION,
+    PROBLEMS,
+    answers,
+    body,
+    example,
+    operation_id,
+    schemas_of,
+)
+from iris_kv.surfaces.http.rest_bodies import NewSandbox, NewValue, UnsupportedTypeError, json_body
+from iris_kv.surfaces.http.rest_docs import install_docs
 from iris_kv.workspace import Stats
 
 OPENAPI_PATH: Final = "/api/openapi.json"
@@ -115,7 +125,7 @@ class SandboxPage(Frozen):
     """None on the last page."""
 
 
-@_cache.get("/stats", summary="What a sandbox holds", responses=answers())
+@_cache.get("/stats", summary="What a sandbox holds", response_description="What it holds.", responses=answers())
 async def get_stats(visit: Reading) -> Stats:
     """Return entries, bytes, quota and TTL of each scope, and which prompt is served."""
     return await visit.workspace.stats()
@@ -138,19 +148,23 @@ async def get_keys(visit: Reading, asked: Annotated[Listed, Query()]) -> Page:
     )
 
 
-@_cache.post("/prune", summary="Remove expired entries", responses=answers())
+@_cache.post("/prune", summary="Remove expired entries", response_description="What was removed.", responses=answers())
 async def post_prune(visit: Administering, asked: Annotated[Pruned, Query()]) -> Removed:
     """Remove expired entries; those that reads renew two minutes after they expired."""
     return await visit.workspace.prune(asked.scope)
 
 
-@_cache.post("/seed-instructions", summary="Seed instructions", responses=answers())
+@_cache.post(
+    "/seed-instructions", summary="Seed instructions", response_description="What the seeding did.", responses=answers()
+)
 async def post_seed_instructions(visit: Administering, asked: Annotated[Seeded, Query()]) -> SeedReport:
     """Write the instructions and the rendered prompts into the scopes `instructions` and `system`."""
     return await visit.workspace.seed(force=asked.force_refresh)
 
 
-@_cache.delete("/clear-scope", summary="Clear a scope", responses=answers(409))
+@_cache.delete(
+    "/clear-scope", summary="Clear a scope", response_description="What was removed.", responses=answers(409)
+)
 async def delete_clear_scope(visit: Administering, asked: Annotated[Cleared, Query()]) -> Removed:
     """Delete every entry of a scope; `confirm` must be true."""
     if not asked.confirm:
@@ -162,20 +176,22 @@ async def delete_clear_scope(visit: Administering, asked: Annotated[Cleared, Que
     return await visit.workspace.clear(visit.principal, asked.scope)
 
 
-@_guidance.get("/instructions", summary="The instructions served", responses=answers())
+@_guidance.get(
+    "/instructions", summary="The instructions served", response_description="The instructions.", responses=answers()
+)
 async def get_instructions(visit: Reading) -> ServedInstructions:
     """Return each instruction served now, and what is wrong with files; its text is a value of `instructions`."""
     await visit.workspace.freshen()
     return await to_thread.run_sync(served_instructions, visit.workspace.library, visit.workspace.counter)
 
 
-@_guidance.get("/rollout", summary="Who gets which prompt", responses=answers())
+@_guidance.get("/rollout", summary="Who gets which prompt", response_description="The rollout.", responses=answers())
 async def get_rollout(visit: Reading, asked: Annotated[Asked, Query()]) -> RolloutStatus:
     """Return how the compact prompt is rolled out, what a subject gets and why, and what was fetched."""
     return await rollout_status(visit.workspace, asked.subject, asked.days)
 
 
-@_sandboxes.get("", summary="List sandboxes", responses=answers())
+@_sandboxes.get("", summary="List sandboxes", response_description="A page.", responses=answers())
 async def get_sandboxes(request: Request, asked: Annotated[SandboxesAsked, Query()]) -> SandboxPage:
     """Return a page of the sandboxes that the token may touch."""
     principal = principal_of(request)
@@ -212,6 +228,7 @@ def install_rest(app: FastAPI) -> None:
         app.include_router(router)
     app.add_api_route(OPENAPI_PATH, _openapi_json, include_in_schema=False)
     app.openapi = lambda: described(app)
+    install_docs(app)
 
 
 async def _unsupported(_: Request, error: Exception) -> Response:
@@ -233,10 +250,11 @@ def described(app: FastAPI) -> dict[str, Any]:
             title="iris-kv", version=app.version, description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
         )
         components = found["components"]
-        components["schemas"]["Problem"] = Problem.model_json_schema()
+        components["schemas"] |= schemas_of(Problem, NewValue, NewSandbox)
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer", "description": "See `iris-kv token new`, or a JWT."}
         }
         found["security"] = [{"bearer": []}]
+        found["x-problems"] = PROBLEMS
         app.openapi_schema = found
     return app.openapi_schema

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from iris_kv.surfaces.http.problems import MEDIA_TYPE, TYPES
 
 Described = dict[str, Any]
 
+_SCHEMAS: Final = "#/components/schemas/"
 _EVERYWHERE: Final = (401, 403, 404, 422, 429, 500, 503)
-_MEANINGS: Final = {
-    401: "`unauthorized`: no token, or one that is not valid.",
-    403: "`forbidden`: the token lacks the right that the operation needs.",
-    404: "`not_found` or `expired`: no such sandbox or entry, or its TTL has run out.",
-    409: "`read_only`: the scopes `system` and `instructions` change as files only.",
-    412: "`conflict`: what is there is not what the request was to find; nothing was changed.",
-    413: "`too_large`: the body is over the limit; nothing was changed.",
-    415: "`unsupported_media_type`: the body is of no type that is taken here.",
-    416: "`range_not_satisfiable`: the range starts behind the last byte.",
-    422: "`invalid_argument`: a parameter or the body is malformed.",
-    429: "`too_many_requests`: this token asks too often.",
-    500: "`corrupt`: stored bytes do not match their digest and are not served. `internal`: a fault of the server.",
-    503: "`busy`, `unavailable` or `uncertain`: try again; a write is safe to repeat.",
-    507: "`quota_exceeded`: the scope has no room; nothing was changed.",
+PROBLEMS: Final[Mapping[str, Described]] = {
+    "invalid_argument": {"status": 422, "description": "A parameter or the body is malformed."},
+    "not_found": {"status": 404, "description": "No such sandbox or entry, or none that the token may touch."},
+    "expired": {"status": 404, "description": "The entry was there, and its TTL has run out."},
+    "conflict": {"status": 412, "description": "What is there is not what was to be found; nothing was changed."},
+    "read_only": {"status": 409, "description": "`system` and `instructions` change as files only."},
+    "forbidden": {"status": 403, "description": "The token lacks a right, or the cache is not to be trusted."},
+    "unauthorized": {"status": 401, "description": "There is no token, or none that is valid."},
+    "too_large": {"status": 413, "description": "The body is over the limit; nothing was changed."},
+    "quota_exceeded": {"status": 507, "description": "The scope has no room; nothing was changed."},
+    "unsupported_media_type": {"status": 415, "description": "The body is of no type that is taken here."},
+    "method_not_allowed": {"status": 405, "description": "The path has other methods; `Allow` names them."},
+    "range_not_satisfiable": {"status": 416, "description": "The range starts behind the last byte."},
+    "too_many_requests": {
+        "status": 429,
+        "description": "The token asks too often; `Retry-After` says how long to wait.",
+    },
+    "corrupt": {"status": 500, "description": "Stored bytes do not match their digest, and are not served."},
+    "internal": {"status": 500, "description": "A fault of the server, whose log says more."},
+    "busy": {"status": 503, "description": "A lock was not to be had in time; try again."},
+    "unavailable": {"status": 503, "description": "The cache cannot be opened or used now."},
+    "uncertain": {"status": 503, "description": "Whether a write took place is not known; it is safe to repeat."},
 }
+"""Every code that an answer may have."""
+
 _EXAMPLE: Final = {
     "type": TYPES + "not_found",
     "title": "Not found",
@@ -43,7 +56,7 @@ ETAG: Final = {"ETag": {"description": "The digest of the value, in quotes.", "s
 LOCATION: Final = {"Location": {"description": "Where it can be read.", "schema": {"type": "string"}}}
 _RETRY: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
 _CHALLENGE: Final = {"WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}}}
-_HEADERS: Final = {401: _CHALLENGE, 503: _RETRY}
+_HEADERS: Final = {401: _CHALLENGE, 429: _RETRY, 503: _RETRY}
 ENTRY: Final = {
     "scope": "artifacts",
     "key": "report",
@@ -70,10 +83,18 @@ def answers(*statuses: int) -> dict[int | str, Described]:
     return {status: _problem(status) for status in sorted({*statuses, *_EVERYWHERE})}
 
 
+def schemas_of(*models: type[BaseModel]) -> Described:
+    """Return the schemas of models that FastAPI does not see, by name, with those that they refer to."""
+    asked: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in models]
+    return models_json_schema(asked, ref_template=_SCHEMAS + "{model}")[1]["$defs"]
+
+
 def _problem(status: int) -> Described:
-    schema = {"$ref": "#/components/schemas/Problem"}
+    schema = {"$ref": _SCHEMAS + "Problem"}
     found: Described = {
-        "description": _MEANINGS[status],
+        "description": " ".join(
+            f"`{code}`: {each['description']}" for code, each in PROBLEMS.items() if each["status"] == status
+        ),
         "content": {MEDIA_TYPE: {"schema": schema, **({"example": _EXAMPLE} if status == 404 else {})}},
     }
     return found | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
@@ -92,5 +113,5 @@ def header(name: str, description: str, shown: str) -> Described:
 
 def body(model: type[BaseModel], shown: object, **more: Described) -> Described:
     """Return a request body that is a model's JSON, or one of `more`, by media type."""
-    content = {"application/json": {"schema": model.model_json_schema(), "example": shown}, **more}
+    content = {"application/json": {"schema": {"$ref": _SCHEMAS + model.__name__}, "example": shown}, **more}
     return {"requestBody": {"required": True, "content": content}}

@@ -70,6 +70,7 @@ class Address(Frozen):
         max_length=512,
         description="1 to 512 bytes of UTF-8 without control characters; no path, and compared byte for byte.",
         examples=["report"],
+        json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$"},
     )
 
 
