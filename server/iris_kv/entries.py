@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -115,12 +116,10 @@ class Entries(Guidance):
         limits = self.settings.limits(checked)
         check_size(size or 0, limits)
         declared = intake.media_type(content_type)
-        if intake.is_json(declared):
-            chunks = intake.json_checked(chunks, declared, self._one_parser)
-        return await (await self.store()).put(
+        write = partial(
+            (await self.store()).put,
             checked,
             key,
-            chunks,
             content_type=declared,
             limits=limits,
             provenance=principal.provenance,
@@ -128,6 +127,10 @@ class Entries(Guidance):
             metadata=intake.check_metadata(metadata),
             if_digest=intake.check_digest(if_digest),
         )
+        if not intake.is_json(declared):
+            return await write(chunks)
+        async with aclosing(intake.json_checked(chunks, declared, self._one_parser)) as parsed:
+            return await write(parsed)
 
     async def put_file(
         self,

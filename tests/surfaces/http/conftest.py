@@ -139,10 +139,18 @@ def open_http(make_app: MakeApp) -> OpenHttp:
     return opener
 
 
+def bound() -> socket.socket:
+    """Return a socket on a free port; only where the protocol is named does asyncio send at once (TCP_NODELAY)."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    return listener
+
+
 @contextmanager
 def in_a_thread(app: FastAPI) -> Generator[str]:
     """Serve an application in a thread of its own, and return its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = bound()
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -156,7 +164,7 @@ def in_a_thread(app: FastAPI) -> Generator[str]:
 @asynccontextmanager
 async def on_a_socket(app: FastAPI) -> AsyncGenerator[int]:
     """Serve an application with uvicorn on a free port of this machine, and return the port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = bound()
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=2))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve(sockets=[listener]))

@@ -480,3 +480,14 @@ async def test_a_token_of_an_agent_writes_as_an_agent(open_http: OpenHttp) -> No
 
     assert info["provenance"] == {"author": "agent", "face": "rest"}
     assert unquote(info["key"]) == "k"
+
+
+async def test_large_json_is_stored_as_it_is_or_not_at_all(open_http: OpenHttp) -> None:
+    value = json.dumps([{"n": n, "text": "é" * 20} for n in range(20_000)], ensure_ascii=False).encode()
+    kind = {"Content-Type": "application/json"}
+    async with open_http() as http:
+        assert (await http.put("k", value, headers=kind, raw="true")).status_code == 201
+        refused = await http.put("k", value[:-1], headers=kind, raw="true")
+        assert (await http.value("k")).content == value
+
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_argument")
