@@ -27,6 +27,7 @@ from iris_kv.store.checks import check_size
 from iris_kv.store.files import FileStore
 from iris_kv.tokens import TokenCounter
 
+_INLINE_BYTES: Final = 16_384
 _NEAREST: Final = 5
 _KEYS_COMPARED: Final = 2_000
 
@@ -77,13 +78,18 @@ class Entries(Guidance):
             checked,
             key,
             value,
-            content_type=await to_thread.run_sync(intake.typed, value, content_type),
+            content_type=await self._typed(value, content_type),
             limits=self.settings.limits(checked),
             provenance=principal.provenance,
             ttl_ms=intake.ttl_ms(ttl_hours),
             metadata=intake.check_metadata(metadata),
             if_digest=intake.check_digest(if_digest),
         )
+
+    async def _typed(self, value: bytes, content_type: str | None) -> str:
+        if len(value) <= _INLINE_BYTES:
+            return intake.typed(value, content_type)
+        return await to_thread.run_sync(intake.typed, value, content_type)
 
     async def put_chunks(
         self,

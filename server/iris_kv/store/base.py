@@ -63,6 +63,24 @@ class Reader(Protocol):
         ...
 
 
+class HeldReader:
+    """One generation of a value in memory."""
+
+    def __init__(self, info: EntryInfo, value: bytes) -> None:
+        """Read from a value."""
+        self._info = info
+        self._value = value
+
+    @property
+    def info(self) -> EntryInfo:
+        """See `Reader.info`."""
+        return self._info
+
+    async def read(self, offset: int, n: int) -> bytes:
+        """See `Reader.read`."""
+        return self._value[offset : offset + n]
+
+
 class Store(Protocol):
     """Entries of bytes under (scope, key). Every method may raise the errors of `iris_kv.errors`."""
 

@@ -28,7 +28,16 @@ from iris_kv.model import (
     digest_of,
 )
 from iris_kv.store import names
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COMPARED, MAX_COUNTERS, expired, not_found, oldest_counted_day
+from iris_kv.store.base import (
+    GRACE_MS,
+    MAX_CHANGES,
+    MAX_COMPARED,
+    MAX_COUNTERS,
+    HeldReader,
+    expired,
+    not_found,
+    oldest_counted_day,
+)
 from iris_kv.store.checks import Listing, PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
 
 if TYPE_CHECKING:
@@ -73,9 +82,10 @@ class MemoryStore:
         return entry
 
     @asynccontextmanager
-    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[MemoryReader]:
+    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[HeldReader]:
         """See `Store.open_value`."""
-        yield MemoryReader(await self.get(scope, key))
+        entry = await self.get(scope, key)
+        yield HeldReader(entry.info, entry.value)
 
     async def put(
         self,
@@ -294,23 +304,6 @@ class MemoryStore:
             self._written[scope] = Activity(at=self._clock.now_ms(), by="memory")
         self._changed.set()
         self._changed = anyio.Event()
-
-
-class MemoryReader:
-    """One generation of a value in memory."""
-
-    def __init__(self, entry: Entry) -> None:
-        """Read from an entry."""
-        self._entry = entry
-
-    @property
-    def info(self) -> EntryInfo:
-        """See `Reader.info`."""
-        return self._entry.info
-
-    async def read(self, offset: int, n: int) -> bytes:
-        """See `Reader.read`."""
-        return self._entry.value[offset : offset + n]
 
 
 def _is_expired(info: EntryInfo, now: int) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _OPEN_VALUE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})
 _ATTEMPTS: Final = 8
+_HELD_BYTES: Final = 1 << 16
 
 _T = TypeVar("_T")
 
@@ -48,9 +49,9 @@ class Reading:
         info, value = self._find(scope, key, _read_value)
         return Entry(info=info, value=value)
 
-    def open_value(self, scope: Scope, key: str) -> tuple[EntryInfo, FileIO]:
-        """Return a live entry and its verified file, which the caller closes."""
-        return self._find(scope, key, _open_verified)
+    def open_value(self, scope: Scope, key: str) -> tuple[EntryInfo, FileIO | bytes]:
+        """Return a live entry and its verified file, which the caller closes, or the value where it is small."""
+        return self._find(scope, key, _open_or_read)
 
     def _find(self, scope: Scope, key: str, load: Callable[[int, Row], _T | None]) -> tuple[EntryInfo, _T]:
         check_key(key)
@@ -243,6 +244,10 @@ def _read_value(folder: int, row: Row) -> bytes | None:
     finally:
         os.close(handle)
     return value if value is not None and hashlib.sha256(value).digest() == row.sha256 else None
+
+
+def _open_or_read(folder: int, row: Row) -> FileIO | bytes | None:
+    return _read_value(folder, row) if row.size <= _HELD_BYTES else _open_verified(folder, row)
 
 
 def _open_verified(folder: int, row: Row) -> FileIO | None:

@@ -54,7 +54,6 @@ _cache = cache_router("cache")
 _guidance = cache_router("guidance")
 _sandboxes = APIRouter(
     prefix="/api/sandboxes",
-    dependencies=[Depends(unambiguous_query)],
     generate_unique_id_function=operation_id,
     tags=["sandboxes"],
 )
@@ -224,8 +223,9 @@ def install_rest(app: FastAPI) -> None:
     """Add the API, its description and its problems to an application whose state holds the platform."""
     install_problems(app)
     app.add_exception_handler(UnsupportedTypeError, _unsupported)
-    for router in (_cache, rest_value.router, _guidance, _sandboxes):
-        app.include_router(router)
+    app.router.routes.insert(0, rest_value.served())
+    for router in (_cache, _guidance, _sandboxes):
+        app.include_router(router, dependencies=[Depends(unambiguous_query)])
     app.add_api_route(OPENAPI_PATH, _openapi_json, include_in_schema=False)
     app.openapi = lambda: described(app)
     install_docs(app)
@@ -247,7 +247,11 @@ def described(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI description, made once."""
     if app.openapi_schema is None:
         found = get_openapi(
-            title="iris-kv", version=app.version, description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
+            title="iris-kv",
+            version=app.version,
+            description=_DESCRIPTION,
+            routes=[*app.routes, *rest_value.router.routes],
+            openapi_version="3.1.0",
         )
         components = found["components"]
         components["schemas"] |= schemas_of(Problem, NewValue, NewSandbox)

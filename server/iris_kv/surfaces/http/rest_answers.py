@@ -14,6 +14,8 @@ from iris_kv.surfaces.http.problems import MEDIA_TYPE, TYPES
 Described = dict[str, Any]
 
 _SCHEMAS: Final = "#/components/schemas/"
+SANDBOX_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
+SANDBOX_MEANING: Final = "`default` where the server has one workspace."
 _EVERYWHERE: Final = (401, 403, 404, 422, 429, 500, 503)
 PROBLEMS: Final[Mapping[str, Described]] = {
     "invalid_argument": {"status": 422, "description": "A parameter or the body is malformed."},
@@ -109,6 +111,24 @@ def header(name: str, description: str, shown: str) -> Described:
     """Return an optional request header as a parameter."""
     schema = {"type": "string", "examples": [shown]}
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
+def parameters(model: type[BaseModel], *headers: Described) -> Described:
+    """Return the parameters of an operation on a sandbox whose query is a model, which FastAPI does not see."""
+    described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    query: list[Described] = [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in described["required"],
+            "description": schema.get("description", ""),
+            "schema": schema,
+        }
+        for name, schema in described["properties"].items()
+    ]
+    schema = {"type": "string", "pattern": SANDBOX_PATTERN}
+    sandbox = {"name": "sandbox", "in": "path", "required": True, "description": SANDBOX_MEANING, "schema": schema}
+    return {"parameters": [sandbox, *query, *headers]}
 
 
 def body(model: type[BaseModel], shown: object, **more: Described) -> Described:

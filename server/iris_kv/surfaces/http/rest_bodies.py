@@ -17,6 +17,7 @@ from iris_kv.json_text import JSON
 from iris_kv.model import Frozen
 from iris_kv.settings import Hours
 from iris_kv.surfaces.http.problems import invalid_arguments
+from iris_kv.surfaces.http.rest_answers import SANDBOX_PATTERN
 
 MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 """Of a body that is read whole, as MCP has it; a larger value is sent raw."""
@@ -52,7 +53,7 @@ class NewValue(Frozen):
 class NewSandbox(Frozen):
     """The sandbox to create."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["team-a-7"])
+    id: str = Field(pattern=SANDBOX_PATTERN, examples=["team-a-7"])
 
 
 class UnsupportedTypeError(Exception):
@@ -97,6 +98,12 @@ def announced_size(request: Request) -> int | None:
     """Return how many bytes a body is said to have; None: that is not said."""
     given = request.headers.get("content-length", "")
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 19 else None
+
+
+def is_small(request: Request) -> bool:
+    """Tell whether a body is said to be no more than a chunk."""
+    size = announced_size(request)
+    return size is not None and size <= _CHUNK
 
 
 async def chunks_of(request: Request) -> AsyncGenerator[bytes]:

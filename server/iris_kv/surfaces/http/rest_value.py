@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from typing import Annotated, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Final
 from urllib.parse import urlencode
 
-from fastapi import Depends, Query, Request
+from fastapi import Request
+from fastapi.routing import APIRoute
 from pydantic import Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -19,7 +23,7 @@ from iris_kv.model import EntryInfo, Frozen, Scope, utc_text
 from iris_kv.settings import Hours
 from iris_kv.store.base import Reader
 from iris_kv.surfaces.http.problems import problem
-from iris_kv.surfaces.http.rest_access import Reading, SandboxId, Writing, cache_router
+from iris_kv.surfaces.http.rest_access import CACHE_PATH, asked, cache_router, visited
 from iris_kv.surfaces.http.rest_answers import (
     ENTRY,
     ETAG,
@@ -29,6 +33,7 @@ from iris_kv.surfaces.http.rest_answers import (
     body,
     example,
     header,
+    parameters,
 )
 from iris_kv.surfaces.http.rest_bodies import (
     NewValue,
@@ -36,6 +41,7 @@ from iris_kv.surfaces.http.rest_bodies import (
     chunks_of,
     declared_type,
     essence,
+    is_small,
     json_body,
     metadata_of,
 )
@@ -47,6 +53,8 @@ from iris_kv.surfaces.http.rest_conditions import (
     expected_digest,
     is_unchanged,
 )
+from iris_kv.surfaces.visits import Visit
+from iris_kv.workspace import Workspace
 
 _CHUNK: Final = 1 << 18
 _METADATA_CHARS: Final = 4_096
@@ -54,7 +62,6 @@ _SAFE: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Disposition": "attachment",
     "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
 }
 """So that a stored page can never run as one of the API's own."""
 
@@ -109,9 +116,16 @@ class _ValueResponse(Response):
             await send({"type": "http.response.body"})
 
 
-async def _open(visit: Reading, address: Annotated[Address, Query()]) -> AsyncGenerator[Reader]:
-    async with visit.workspace.open_value(address.scope, address.key) as reader:
-        yield reader
+class _KeptResponse(Response):
+    """A response that is made and sent while what it needs is open."""
+
+    def __init__(self, answer: AbstractAsyncContextManager[Response]) -> None:
+        self._answer = answer
+        super().__init__()
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        async with self._answer as response:
+            await response(scope, receive, send)
 
 
 def _value_headers(info: EntryInfo) -> dict[str, str]:
@@ -157,9 +171,7 @@ _VALUE_HEADERS: Final = {
 }
 _BYTES: Final[Described] = {"*/*": {"schema": {}}}
 _IF_NONE_MATCH: Final = header("If-None-Match", "304 where the ETag is still this one.", '"sha256:…"')
-_ON_WRITE: Final = [
-    header("If-Match", "Only over the entry with this ETag; `*`: only over an entry.", '"sha256:…"'),
-]
+_IF_MATCH: Final = header("If-Match", "Only over the entry with this ETag; `*`: only over an entry.", '"sha256:…"')
 
 
 def _value_answers(ok: str) -> dict[int | str, Described]:
@@ -185,19 +197,32 @@ def _value_answers(ok: str) -> dict[int | str, Described]:
         },
         **answers(416),
     },
-    openapi_extra={
-        "parameters": [
-            _IF_NONE_MATCH,
-            header("Range", "One range of bytes; several are answered with all bytes.", "bytes=0-99"),
-            header("If-Range", "The range only where the ETag is this one, else all bytes.", '"sha256:…"'),
-        ]
-    },
+    openapi_extra=parameters(
+        Address,
+        _IF_NONE_MATCH,
+        header("Range", "One range of bytes; several are answered with all bytes.", "bytes=0-99"),
+        header("If-Range", "The range only where the ETag is this one, else all bytes.", '"sha256:…"'),
+    ),
 )
-async def get_value(request: Request, reader: Annotated[Reader, Depends(_open)]) -> Response:
+async def get_value(request: Request) -> Response:  # FastAPI runs plain functions in threads
     """Return a value's bytes with its own content type; what is known of it stands in headers.
 
     A read renews the TTL of entries in `task` and `artifacts`, also one that is answered with 304.
     """
+    return _KeptResponse(_read(request, asked(request, Address)))
+
+
+@asynccontextmanager
+async def _read(request: Request, address: Address) -> AsyncGenerator[Response]:
+    async with (
+        visited(request, "kv:read", "reading") as visit,
+        visit.workspace.open_value(address.scope, address.key) as reader,
+    ):
+        yield _part(request, reader)
+
+
+def _part(request: Request, reader: Reader) -> Response:
+    """Return what a request asks for of an open value."""
     info = reader.info
     headers = _value_headers(info)
     if is_unchanged(request.headers, info):
@@ -222,11 +247,13 @@ async def get_value(request: Request, reader: Annotated[Reader, Depends(_open)])
     summary="Look at an entry",
     response_class=Response,
     responses={**_value_answers("What is known of the entry, in headers."), **answers()},
-    openapi_extra={"parameters": [_IF_NONE_MATCH]},
+    openapi_extra=parameters(Address, _IF_NONE_MATCH),
 )
-async def head_value(request: Request, visit: Reading, address: Annotated[Address, Query()]) -> Response:
+async def head_value(request: Request) -> Response:
     """Return the headers of `GET value`. The value is not read, so neither verified nor renewed."""
-    info = await visit.workspace.head(address.scope, address.key)
+    address = asked(request, Address)
+    async with visited(request, "kv:read", "reading") as visit:
+        info = await visit.workspace.head(address.scope, address.key)
     if is_unchanged(request.headers, info):
         return Response(None, 304, _value_headers(info))
     return Response(None, 200, {**_value_headers(info), "Content-Length": str(info.size)})
@@ -247,7 +274,7 @@ async def head_value(request: Request, visit: Reading, address: Annotated[Addres
         **answers(409, 412, 413, 415, 507),
     },
     openapi_extra={
-        "parameters": [*_ON_WRITE, header("If-None-Match", "`*`: only if there is no entry.", "*")],
+        **parameters(WriteAddress, _IF_MATCH, header("If-None-Match", "`*`: only if there is no entry.", "*")),
         **body(
             NewValue,
             {"value": "hello", "content_type": "text/plain", "ttl_hours": 24, "metadata": {"kind": "note"}},
@@ -255,43 +282,39 @@ async def head_value(request: Request, visit: Reading, address: Annotated[Addres
         ),
     },
 )
-async def post_value(
-    request: Request, sandbox: SandboxId, visit: Writing, address: Annotated[WriteAddress, Query()]
-) -> Response:
+async def post_value(request: Request) -> Response:
     """Write an entry: a JSON body with the value, or the value itself as the body under its own content type.
 
     The body is JSON with `value` where it is declared `application/json` and `raw` is not set; every other
     type but a form's is the value, byte for byte, streamed to the disk. JSON that does not parse is refused.
     """
+    address = asked(request, WriteAddress)
+    async with visited(request, "kv:write", "writing") as visit:
+        info = await _write(request, visit, address)
+    return _written(request.path_params["sandbox"], info)
+
+
+async def _write(request: Request, visit: Visit, address: WriteAddress) -> EntryInfo:
     workspace, scope, key = visit.workspace, address.scope, address.key
     declared = declared_type(request)
     if_digest = await expected_digest(request.headers, lambda: workspace.head(scope, key))
     if essence(declared) == JSON and not address.raw:
         _refuse_beside_json(address)
         given = await json_body(request, NewValue)
-        info = await workspace.put(
-            visit.principal,
-            scope,
-            key,
-            given.encoded(),
-            content_type=given.content_type,
-            ttl_hours=given.ttl_hours,
-            metadata=given.metadata,
-            if_digest=if_digest,
-        )
+        write = partial(workspace.put, value=given.encoded(), content_type=given.content_type)
+        ttl_hours, metadata = given.ttl_hours, given.metadata
     else:
-        info = await workspace.put_chunks(
-            visit.principal,
-            scope,
-            key,
-            chunks_of(request),
-            content_type=declared,
-            size=announced_size(request),
-            ttl_hours=address.ttl_hours,
-            metadata=metadata_of(address.metadata),
-            if_digest=if_digest,
-        )
-    return _written(sandbox, info)
+        ttl_hours, metadata = address.ttl_hours, metadata_of(address.metadata)
+        write = await _raw_write(request, workspace, declared)
+    return await write(visit.principal, scope, key, ttl_hours=ttl_hours, metadata=metadata, if_digest=if_digest)
+
+
+async def _raw_write(request: Request, workspace: Workspace, declared: str) -> Callable[..., Awaitable[EntryInfo]]:
+    """Return what writes a raw body; a small one whole, with one hop to a thread where chunks take four."""
+    chunks, size = chunks_of(request), announced_size(request)
+    if is_small(request):
+        return partial(workspace.put, value=b"".join([chunk async for chunk in chunks]), content_type=declared)
+    return partial(workspace.put_chunks, chunks=chunks, content_type=declared, size=size)
 
 
 def _refuse_beside_json(address: WriteAddress) -> None:
@@ -308,19 +331,38 @@ def _written(sandbox: str, info: EntryInfo) -> Response:
     if info.version == 1:
         address = urlencode({"scope": info.scope, "key": info.key})
         headers["Location"] = f"/api/sandboxes/{sandbox}/kv-cache/value?{address}"
-    return JSONResponse(info.model_dump(mode="json"), 201 if info.version == 1 else 200, headers)
+    return Response(info.model_dump_json(), 201 if info.version == 1 else 200, headers, JSON)
 
 
 @router.delete(
     "/value",
     summary="Delete a value",
+    response_model=EntryInfo,
     responses={200: {"description": "What was deleted.", **example(ENTRY)}, **answers(409, 412)},
-    openapi_extra={"parameters": _ON_WRITE},
+    openapi_extra=parameters(Address, _IF_MATCH),
 )
-async def delete_value(request: Request, visit: Writing, address: Annotated[Address, Query()]) -> EntryInfo:
+async def delete_value(request: Request) -> Response:
     """Delete an entry and return what it was."""
-    workspace, scope, key = visit.workspace, address.scope, address.key
-    if_digest = await expected_digest(request.headers, lambda: workspace.head(scope, key))
-    if if_digest == "":
-        raise InvalidArgumentError("If-None-Match on a deletion", "it has If-Match", "leave it out")
-    return await workspace.delete(visit.principal, scope, key, if_digest=if_digest)
+    address = asked(request, Address)
+    scope, key = address.scope, address.key
+    async with visited(request, "kv:write", "deleting") as visit:
+        workspace = visit.workspace
+        if_digest = await expected_digest(request.headers, lambda: workspace.head(scope, key))
+        if if_digest == "":
+            raise InvalidArgumentError("If-None-Match on a deletion", "it has If-Match", "leave it out")
+        info = await workspace.delete(visit.principal, scope, key, if_digest=if_digest)
+    return Response(info.model_dump_json(), 200, {"Cache-Control": "no-store"}, JSON)
+
+
+def served() -> Route:
+    """Return the operations as one plain route, as FastAPI's own way to them takes as long as a small value's read."""
+    operations = {method: route.endpoint for route in _operations() for method in route.methods or ()}
+
+    async def dispatched(request: Request) -> Response:
+        return await operations[request.method](request)
+
+    return Route(f"{CACHE_PATH}/value", dispatched, methods=list(operations))
+
+
+def _operations() -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]
