@@ -7,9 +7,9 @@ from itertools import accumulate
 from typing import Final
 
 from iris_kv.instruction_search import Match, best_matches
-from iris_kv.instructions import Instruction, InstructionLibrary, LibraryError, section
+from iris_kv.instructions import Instruction, InstructionLibrary, LibraryError, Origin, section
 from iris_kv.json_text import quoted
-from iris_kv.model import short_digest
+from iris_kv.model import Frozen, short_digest
 from iris_kv.reading import bytes_slice
 from iris_kv.slices import DEFAULT_TOKENS, Call, Slice, Wanted, bounded_lines, check_room, continuation
 from iris_kv.tokens import TokenCounter
@@ -19,6 +19,53 @@ _HEADER_CHARS: Final = 1_500
 _HEADER_SHARE: Final = 4
 _QUERY_CHARS: Final = 200
 _ERROR_TOKENS: Final = 30
+
+
+class InstructionInfo(Frozen):
+    """All that is known of an instruction but its text."""
+
+    tag: str
+    version: str
+    """Empty where the file names none."""
+    origin: Origin
+    source: str
+    """The folder that it came from, as it was named."""
+    overrides: str | None
+    """The version of the shipped instruction in whose place it stands; None: it overrides none."""
+    digest: str
+    tokens: int
+    description: str
+    """When to use it."""
+
+
+class ServedInstructions(Frozen):
+    """The instructions served now, and what is wrong with files."""
+
+    exact: bool
+    """Whether tokens are counted, and not estimated."""
+    instructions: tuple[InstructionInfo, ...]
+    errors: tuple[LibraryError, ...]
+
+
+def served_instructions(library: InstructionLibrary, counter: TokenCounter) -> ServedInstructions:
+    """Return what is known of the instructions served; for a thread, as a long text's tokens take a while."""
+    return ServedInstructions(
+        exact=counter.exact,
+        instructions=tuple(
+            InstructionInfo(
+                tag=each.tag,
+                version=each.version,
+                origin=each.origin,
+                source=each.source,
+                overrides=each.overrides,
+                digest=each.digest,
+                tokens=each.tokens,
+                description=each.description,
+            )
+            for each in library.instructions
+        ),
+        errors=library.errors,
+    )
 
 
 def instruction_answer(

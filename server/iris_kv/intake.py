@@ -7,14 +7,15 @@ import math
 import os
 import re
 import stat
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Final
 
 import aiofiles
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
-from iris_kv.errors import ForbiddenError, InvalidArgumentError, NotFoundError
+from iris_kv.errors import ForbiddenError, InvalidArgumentError, NotFoundError, UnavailableError
 from iris_kv.json_text import JSON, is_json, json_problem
 from iris_kv.model import SCOPES, Scope
 from iris_kv.reading import is_text
@@ -28,6 +29,7 @@ BINARY: Final = "application/octet-stream"
 
 _METADATA_BYTES: Final = 4_096
 _CHUNK: Final = 1 << 20
+_SPOOLED_BYTES: Final = 1 << 18
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{16,64}")
 _MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}(;[ -~]{0,100})?")
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -126,18 +128,66 @@ def typed(value: bytes, content_type: str | None) -> str:
         if not is_text(value):
             return BINARY
         return JSON if value.lstrip()[:1] in (b"{", b"[") and json_problem(value) is None else PLAIN
+    declared = media_type(content_type)
+    if is_json(declared):
+        _check_json(value, declared)
+    return declared
+
+
+def media_type(content_type: str) -> str:
+    """Return a declared content type as it is stored.
+
+    Raises:
+        InvalidArgumentError: It is not a media type.
+    """
     declared = content_type.strip().lower()
     if not _MEDIA_TYPE.fullmatch(declared):
         raise InvalidArgumentError(
             f"content_type is {content_type!r}", "it is a media type such as text/markdown", "mend it or leave it out"
         )
-    if is_json(declared) and (problem := json_problem(value)) is not None:
+    return declared
+
+
+async def json_checked(chunks: AsyncIterable[bytes], declared: str, limiter: CapacityLimiter) -> AsyncGenerator[bytes]:
+    """Yield the chunks of a value that is declared JSON, and raise behind the last one where it is none.
+
+    A copy of what is large waits on the disk meanwhile, so that only as many values are in memory at
+    once as the limiter lets through.
+
+    Raises:
+        InvalidArgumentError: It does not parse.
+    """
+    with SpooledTemporaryFile(_SPOOLED_BYTES) as copy:
+        async for chunk in chunks:
+            await to_thread.run_sync(_spool, copy, chunk)
+            yield chunk
+        await to_thread.run_sync(_check_spooled, copy, declared, limiter=limiter)
+
+
+def _spool(copy: SpooledTemporaryFile[bytes], chunk: bytes) -> None:
+    try:
+        copy.write(chunk)
+    except OSError as error:
+        raise UnavailableError(
+            f"there is no room to check the JSON ({error.strerror})",
+            "a copy of it waits in the system's folder for temporary files until it is whole",
+            "free space there, or declare text/plain",
+        ) from None
+
+
+def _check_spooled(copy: SpooledTemporaryFile[bytes], declared: str) -> None:
+    copy.seek(0)
+    _check_json(copy.read(), declared)
+
+
+def _check_json(value: bytes, declared: str) -> None:
+    problem = json_problem(value)
+    if problem is not None:
         raise InvalidArgumentError(
             f"the value is declared {declared} and does not parse: {problem}",
             "what is declared JSON must be JSON, so that its readers can trust it",
             "mend the JSON, or declare text/plain",
         )
-    return declared
 
 
 class WorkspaceFile:

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import anyio
 from anyio import to_thread
 
 from iris_kv import intake
-from iris_kv.errors import Code, IrisError, NotFoundError, UnavailableError
-from iris_kv.guidance import Guidance
+from iris_kv.entries import Entries
+from iris_kv.errors import Code, IrisError
 from iris_kv.instruction_reading import instruction_answer, instruction_list
 from iris_kv.instructions import Instruction, LibraryError
-from iris_kv.json_text import quoted
 from iris_kv.location import Location
 from iris_kv.model import (
     SCOPES,
     Activity,
     Clock,
-    Entry,
-    EntryInfo,
     Face,
     Frozen,
     Limits,
-    Page,
-    Removed,
     Scope,
-    Verification,
 )
-from iris_kv.opening import BRIEFLY_S, Opening
-from iris_kv.policy import Principal, check_access
+from iris_kv.opening import BRIEFLY_S
 from iris_kv.prompts import Prompt
-from iris_kv.reading import stored_answer
 from iris_kv.rollout import Choice, Subject, Variant, check_variant
 from iris_kv.seeding import SeedReport, degradation, prompt_key, seed
 from iris_kv.settings import HOUR_MS, Settings
-from iris_kv.slices import Call, Wanted
 from iris_kv.store.files import FileStore
 from iris_kv.tally import Exposures, Tally
 from iris_kv.tokens import TokenCounter
@@ -48,8 +36,6 @@ from iris_kv.tokens import TokenCounter
 SUMMARY_KEY: Final = "summary"
 
 _INLINE_BYTES: Final = 32_768
-_NEAREST: Final = 5
-_KEYS_COMPARED: Final = 2_000
 
 
 class ScopeStats(Frozen):
@@ -81,7 +67,7 @@ class ScopeActivity(Frozen):
     read: Activity | None
 
 
-class Workspace(Guidance):
+class Workspace(Entries):
     """A workspace with its settings, instructions, prompts and store.
 
     Instructions and prompts are always served. The store is opened at its first use; where that
@@ -110,19 +96,10 @@ class Workspace(Guidance):
             create: Create the cache where there is none.
             problem: Why the store must not be used, such as a broken configuration.
         """
-        super().__init__(location, settings, clock=clock, counter=counter)
-        self._opening = Opening(location, settings, self.clock, face=face, create=create, problem=problem)
+        super().__init__(location, settings, face=face, clock=clock, counter=counter, create=create, problem=problem)
         self._tally = Tally(self.clock)
         self._work = anyio.Event()
         self._seed_wanted = True
-
-    async def store(self) -> FileStore:
-        """Return the open store.
-
-        Raises:
-            IrisError: Why it cannot be opened.
-        """
-        return await self._opening.store()
 
     async def aclose(self) -> None:
         """Write what is pending and close the store."""
@@ -262,138 +239,6 @@ class Workspace(Guidance):
         labels = [source.label for source in self.sources]
         return await seed(await self.store(), self.library, self.prompts, limits, labels, force=force)
 
-    # Entries
-
-    async def put(
-        self,
-        principal: Principal,
-        scope: str,
-        key: str,
-        value: bytes,
-        *,
-        content_type: str | None = None,
-        ttl_hours: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        if_digest: str | None = None,
-    ) -> EntryInfo:
-        """Write an entry; see `Store.put` for what it raises."""
-        checked = intake.check_scope(scope)
-        check_access(principal, checked, "write")
-        return await (await self.store()).put(
-            checked,
-            key,
-            value,
-            content_type=await to_thread.run_sync(intake.typed, value, content_type),
-            limits=self.settings.limits(checked),
-            provenance=principal.provenance,
-            ttl_ms=intake.ttl_ms(ttl_hours),
-            metadata=intake.check_metadata(metadata),
-            if_digest=intake.check_digest(if_digest),
-        )
-
-    async def put_file(
-        self,
-        principal: Principal,
-        scope: str,
-        key: str,
-        path: str,
-        *,
-        ttl_hours: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> EntryInfo:
-        """Copy a file of the workspace into an entry.
-
-        Raises:
-            ForbiddenError: It is outside the workspace, or reached through a link.
-        """
-        checked = intake.check_scope(scope)
-        check_access(principal, checked, "write")
-        store = await self.store()
-        file = await to_thread.run_sync(intake.WorkspaceFile, self._root(), path)
-        try:
-            content_type = await file.content_type()
-            limits = self.settings.limits(checked)
-            if intake.is_json(content_type) and file.size <= limits.max_value_bytes:
-                value = b"".join([chunk async for chunk in file.chunks()])
-                return await self.put(
-                    principal, scope, key, value, content_type=content_type, ttl_hours=ttl_hours, metadata=metadata
-                )
-            return await store.put(
-                checked,
-                key,
-                file.chunks(),
-                content_type=content_type,
-                limits=limits,
-                provenance=principal.provenance,
-                ttl_ms=intake.ttl_ms(ttl_hours),
-                metadata=intake.check_metadata(metadata),
-            )
-        finally:
-            file.close()
-
-    def _root(self) -> Path:
-        if self.location is None:
-            raise UnavailableError("this server has no workspace", "files are read from it", "name one")
-        return self.location.root
-
-    async def get(self, scope: str, key: str) -> Entry:
-        """Return an entry with its verified value."""
-        checked = intake.check_scope(scope)
-        return await (await self.store()).get(checked, key)
-
-    async def read(
-        self, scope: str, key: str, wanted: Wanted, *, call: Call, uri: str, pointer: str | None = None
-    ) -> str:
-        """Return a slice of an entry's value between fence lines, within a token budget; see `stored_answer`.
-
-        Raises:
-            NotFoundError: No such key, or a pointer that leads nowhere; the text names the nearest ones.
-        """
-        checked = intake.check_scope(scope)
-        store = await self.store()
-        async with AsyncExitStack() as stack:
-            try:
-                reader = await stack.enter_async_context(store.open_value(checked, key))
-            except NotFoundError:
-                raise await self._unknown_key(store, checked, key) from None
-            return await stored_answer(reader, wanted, self.counter, call, uri, pointer=pointer)
-
-    async def _unknown_key(self, store: FileStore, scope: Scope, key: str) -> NotFoundError:
-        page = await store.list(scope, limit=_KEYS_COMPARED)
-        keys = [info.key for info in page.entries]
-        near = difflib.get_close_matches(key, keys, _NEAREST, 0.3) or keys[:_NEAREST]
-        named = ", ".join(quoted(each) for each in near) if near else f"none: {scope} is empty"
-        return NotFoundError(
-            f"no entry {key!r} in {scope}", f"the nearest keys are {named}", "take one of them, or list the keys"
-        )
-
-    async def delete(self, principal: Principal, scope: str, key: str, *, if_digest: str | None = None) -> EntryInfo:
-        """Delete an entry and return what it was."""
-        checked = intake.check_scope(scope)
-        check_access(principal, checked, "delete")
-        return await (await self.store()).delete(checked, key, if_digest=intake.check_digest(if_digest))
-
-    async def list(
-        self,
-        scope: str,
-        *,
-        prefix: str = "",
-        cursor: str | None = None,
-        limit: int = 100,
-        include_expired: bool = False,
-    ) -> Page:
-        """Return a page of a scope's entries in key order."""
-        checked = intake.check_scope(scope)
-        store = await self.store()
-        return await store.list(checked, prefix=prefix, cursor=cursor, limit=limit, include_expired=include_expired)
-
-    async def latest(
-        self, scope: str, limit: int = 20, *, prefix: str = "", without: str = ""
-    ) -> tuple[EntryInfo, ...]:
-        """Return a scope's entries that were written last, newest first; see `Store.latest`."""
-        checked = intake.check_scope(scope)
-        return await (await self.store()).latest(checked, limit, prefix=prefix, without=without)
-
     async def stats(self) -> Stats:
         """Return what the workspace holds."""
         await self.freshen()
@@ -417,22 +262,6 @@ class Workspace(Guidance):
             quota_bytes=limits.quota_bytes,
             ttl_hours=None if limits.ttl_ms is None else limits.ttl_ms / HOUR_MS,
         )
-
-    async def prune(self, scope: str | None = None) -> Removed:
-        """Remove expired entries, of one scope or of all."""
-        checked = None if scope is None else intake.check_scope(scope)
-        return await (await self.store()).collect(checked)
-
-    async def clear(self, principal: Principal, scope: str) -> Removed:
-        """Delete every entry of a scope."""
-        checked = intake.check_scope(scope)
-        check_access(principal, checked, "clear")
-        return await (await self.store()).clear(checked)
-
-    async def verify(self, scope: str | None = None) -> Verification:
-        """Read and hash every value, of one scope or of all."""
-        checked = None if scope is None else intake.check_scope(scope)
-        return await (await self.store()).verify(checked)
 
     # What happened
 

@@ -18,7 +18,7 @@ from iris_kv.errors import (
     TooLargeError,
 )
 from iris_kv.model import SCOPES, Activity, Change, Entry, Provenance, Removed, Usage, Verification, digest_of
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COUNTERS, Store
+from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COMPARED, MAX_COUNTERS, Store
 from iris_kv.store.memory import MemoryStore
 
 HOUR_MS = 3_600_000
@@ -711,3 +711,41 @@ async def test_provenance_is_kept(open_store):
         by = Provenance(author="canonical", face="seeder")
         await store.put("system", "k", b"v", content_type="text/plain", limits=limits, provenance=by)
         assert (await store.head("system", "k")).provenance == by
+
+
+# Patterns
+
+
+async def test_a_pattern_picks_keys_and_pages_follow_one_another(open_store, put):
+    keys = ["a.md", "b.txt", "c.md", "d.md", "notes/a.md", "é.md"]
+    async with open_store() as store:
+        for key in keys:
+            await put(store, key)
+        for pattern, wanted in (("*.md", keys[:1] + keys[2:]), ("notes/*", ["notes/a.md"]), ("[ab].*", keys[:2])):
+            for limit in (1, 2, 9):
+                found: list[str] = []
+                cursor = None
+                while True:
+                    page = await store.list("task", cursor=cursor, limit=limit, pattern=pattern)
+                    found += [info.key for info in page.entries]
+                    cursor = page.next_cursor
+                    if cursor is None:
+                        break
+                assert found == wanted
+        assert [info.key for info in (await store.list("task", prefix="no", pattern="*.md")).entries] == ["notes/a.md"]
+        assert (await store.list("task", prefix="x", pattern="a*")).entries == ()
+        assert (await store.list("task", pattern="")).entries == ()
+
+
+async def test_a_page_with_a_pattern_compares_a_bounded_number_of_keys(open_store, put):
+    async with open_store() as store:
+        for n in range(MAX_COMPARED):
+            await put(store, f"k{n:05}", b"")
+        await put(store, "z.md", b"")
+        first = await store.list("task", pattern="*.md")
+        assert first.entries == ()
+        assert first.next_cursor is not None
+        rest = await store.list("task", pattern="*.md", cursor=first.next_cursor)
+        assert [info.key for info in rest.entries] == ["z.md"]
+        assert rest.next_cursor is None
+        assert [info.key for info in (await store.list("task", pattern="z*")).entries] == ["z.md"]

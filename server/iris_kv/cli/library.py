@@ -26,6 +26,7 @@ from iris_kv.cli.output import (
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.guidance import instruction_sources
 from iris_kv.instruction_check import check
+from iris_kv.instruction_reading import served_instructions
 from iris_kv.instructions import Instruction, InstructionLibrary, InstructionSource, section
 from iris_kv.location import VARIABLE, Location
 from iris_kv.prompts import Prompt
@@ -45,21 +46,7 @@ def list_instructions(
     with reported(as_json=as_json):
         served = _workspace(workspace, instructions)
     found = served.library
-    rows = [
-        {
-            "tag": each.tag,
-            "version": each.version,
-            "origin": each.origin,
-            "source": each.source,
-            "overrides": each.overrides,
-            "digest": each.digest,
-            "tokens": each.tokens,
-            "description": each.description,
-        }
-        for each in found.instructions
-    ]
-    errors = [error.model_dump() for error in found.errors]
-    data = {"exact": served.counter.exact, "instructions": rows, "errors": errors}
+    data = served_instructions(found, served.counter)
     show(data, "\n".join([*map(_listed, found.instructions), *_errors(found)]), as_json=as_json)
 
 

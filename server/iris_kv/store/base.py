@@ -46,6 +46,10 @@ MAX_COUNTERS = 50_000
 """How many counters `Store.collect` keeps, of the newest days, and of a day the highest: names may come from clients."""
 
 
+MAX_COMPARED = 5_000
+"""How many keys one page of a list with a pattern compares: 10 ms, and 0.5 s for the longest keys."""
+
+
 class Reader(Protocol):
     """One immutable generation of a value, verified whole before it was handed out."""
 
@@ -57,6 +61,24 @@ class Reader(Protocol):
     async def read(self, offset: int, n: int) -> bytes:
         """Return at most `n` bytes from `offset`; fewer only at the end of the value."""
         ...
+
+
+class HeldReader:
+    """One generation of a value in memory."""
+
+    def __init__(self, info: EntryInfo, value: bytes) -> None:
+        """Read from a value."""
+        self._info = info
+        self._value = value
+
+    @property
+    def info(self) -> EntryInfo:
+        """See `Reader.info`."""
+        return self._info
+
+    async def read(self, offset: int, n: int) -> bytes:
+        """See `Reader.read`."""
+        return self._value[offset : offset + n]
 
 
 class Store(Protocol):
@@ -143,8 +165,13 @@ class Store(Protocol):
         cursor: str | None = None,
         limit: int = 100,
         include_expired: bool = False,
+        pattern: str | None = None,
     ) -> Page:
-        """Return a page of at most `limit` (from 1 up) entries in the byte order of their keys."""
+        """Return a page of at most `limit` (from 1 up) entries in the byte order of their keys.
+
+        With a `pattern` (see `Glob`) only those whose key it matches; as such a page ends after
+        `MAX_COMPARED` keys, too, it may have fewer entries, or none, and still not be the last.
+        """
         ...
 
     async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iris_kv.errors import ConflictError, InvalidArgumentError, TooLargeError
+from iris_kv.globs import Glob
 from iris_kv.model import EntryInfo, Limits, Provenance, Scope, short_digest
 from iris_kv.store.names import check_key
 
@@ -41,6 +42,26 @@ class PutRequest(NamedTuple):
     def effective_ttl_ms(self) -> int | None:
         """Return the TTL asked for, else that of the limits; None: never expires."""
         return self.limits.ttl_ms if self.ttl_ms is None else self.ttl_ms
+
+
+class Listing(NamedTuple):
+    """Which page of which keys is asked for."""
+
+    prefix: str
+    cursor: str | None
+    limit: int
+    pattern: str | None
+
+    def checked(self) -> tuple[str, Glob]:
+        """Return what every key on the page starts with, and the pattern that it matches.
+
+        Raises:
+            InvalidArgumentError: The limit is under 1, a text is not text, or the pattern is too large.
+        """
+        check_page(self.limit, self.prefix, self.cursor or "", self.pattern or "")
+        glob = Glob("*" if self.pattern is None else self.pattern)
+        # Where neither starts with the other no key has both, and the pattern tells.
+        return max(self.prefix, glob.prefix if glob.prefix.startswith(self.prefix) else "", key=len), glob
 
 
 def check_put(request: PutRequest) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from anyio import CancelScope, move_on_after
 
+from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
-from iris_kv.store.checks import PutRequest
+from iris_kv.store.checks import Listing, PutRequest
 from iris_kv.store.threads import StoreThreads
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Usage,
         Verification,
     )
+    from iris_kv.store.base import Reader
 
 POLL_S: Final = 0.25
 
@@ -97,10 +99,13 @@ class FileStore:
         return await here.read(lambda: here.reading.get(scope, key))
 
     @asynccontextmanager
-    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[FileReader]:
-        """See `Store.open_value`."""
+    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[Reader]:
+        """See `Store.open_value`; a small value is read at once, as its file costs two more hops to a thread."""
         here = self._threads
         info, file = await here.read(lambda: here.reading.open_value(scope, key))
+        if isinstance(file, bytes):
+            yield HeldReader(info, file)
+            return
         try:
             yield FileReader(info, file, here)
         finally:
@@ -153,10 +158,12 @@ class FileStore:
         cursor: str | None = None,
         limit: int = 100,
         include_expired: bool = False,
+        pattern: str | None = None,
     ) -> Page:
         """See `Store.list`."""
         here = self._threads
-        return await here.read(lambda: here.reading.list(scope, prefix, cursor, limit, include_expired=include_expired))
+        asked = Listing(prefix, cursor, limit, pattern)
+        return await here.read(lambda: here.reading.list(scope, asked, include_expired=include_expired))
 
     async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
         """See `Store.latest`."""

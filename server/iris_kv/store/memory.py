@@ -28,8 +28,17 @@ from iris_kv.model import (
     digest_of,
 )
 from iris_kv.store import names
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COUNTERS, expired, not_found, oldest_counted_day
-from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
+from iris_kv.store.base import (
+    GRACE_MS,
+    MAX_CHANGES,
+    MAX_COMPARED,
+    MAX_COUNTERS,
+    HeldReader,
+    expired,
+    not_found,
+    oldest_counted_day,
+)
+from iris_kv.store.checks import Listing, PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Mapping
@@ -73,9 +82,10 @@ class MemoryStore:
         return entry
 
     @asynccontextmanager
-    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[MemoryReader]:
+    async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[HeldReader]:
         """See `Store.open_value`."""
-        yield MemoryReader(await self.get(scope, key))
+        entry = await self.get(scope, key)
+        yield HeldReader(entry.info, entry.value)
 
     async def put(
         self,
@@ -144,19 +154,21 @@ class MemoryStore:
         cursor: str | None = None,
         limit: int = 100,
         include_expired: bool = False,
+        pattern: str | None = None,
     ) -> Page:
         """See `Store.list`."""
-        check_page(limit, prefix, cursor or "")
+        start, glob = Listing(prefix, cursor, limit, pattern).checked()
         now = self._clock.now_ms()
+        keys = sorted(key for key in self._entries[scope] if key.startswith(start) and (not cursor or key > cursor))
+        within = keys if pattern is None else keys[:MAX_COMPARED]
         found = [
-            entry.info
-            for key, entry in sorted(self._entries[scope].items())
-            if key.startswith(prefix)
-            and (cursor is None or key > cursor)
-            and (include_expired or not _is_expired(entry.info, now))
+            info
+            for info in (self._entries[scope][key].info for key in within)
+            if glob.matches(info.key) and (include_expired or not _is_expired(info, now))
         ]
-        more = len(found) > limit
-        return Page(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key if more else None)
+        if len(found) > limit:
+            return Page(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key)
+        return Page(entries=tuple(found), next_cursor=within[-1] if len(within) < len(keys) else None)
 
     async def latest(self, scope: Scope, limit: int, *, prefix: str = "", without: str = "") -> tuple[EntryInfo, ...]:
         """See `Store.latest`."""
@@ -292,23 +304,6 @@ class MemoryStore:
             self._written[scope] = Activity(at=self._clock.now_ms(), by="memory")
         self._changed.set()
         self._changed = anyio.Event()
-
-
-class MemoryReader:
-    """One generation of a value in memory."""
-
-    def __init__(self, entry: Entry) -> None:
-        """Read from an entry."""
-        self._entry = entry
-
-    @property
-    def info(self) -> EntryInfo:
-        """See `Reader.info`."""
-        return self._entry.info
-
-    async def read(self, offset: int, n: int) -> bytes:
-        """See `Reader.read`."""
-        return self._entry.value[offset : offset + n]
 
 
 def _is_expired(info: EntryInfo, now: int) -> bool:

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
 from iris_kv.model import Activity, Changes, Damage, Entry, EntryInfo, Page, Scope, Usage
-from iris_kv.store.base import expired, not_found
+from iris_kv.store.base import MAX_COMPARED, expired, not_found
 from iris_kv.store.checks import check_page
 from iris_kv.store.names import check_key
+from iris_kv.store.queries import PAGE_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from iris_kv.store.checks import Listing
     from iris_kv.store.engine import Engine
     from iris_kv.store.queries import Row
 
 _OPEN_VALUE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})
 _ATTEMPTS: Final = 8
+_HELD_BYTES: Final = 1 << 16
 
 _T = TypeVar("_T")
 
@@ -46,9 +49,9 @@ class Reading:
         info, value = self._find(scope, key, _read_value)
         return Entry(info=info, value=value)
 
-    def open_value(self, scope: Scope, key: str) -> tuple[EntryInfo, FileIO]:
-        """Return a live entry and its verified file, which the caller closes."""
-        return self._find(scope, key, _open_verified)
+    def open_value(self, scope: Scope, key: str) -> tuple[EntryInfo, FileIO | bytes]:
+        """Return a live entry and its verified file, which the caller closes, or the value where it is small."""
+        return self._find(scope, key, _open_or_read)
 
     def _find(self, scope: Scope, key: str, load: Callable[[int, Row], _T | None]) -> tuple[EntryInfo, _T]:
         check_key(key)
@@ -128,25 +131,39 @@ class Reading:
             row = current
         return None
 
-    def list(self, scope: Scope, prefix: str, cursor: str | None, limit: int, *, include_expired: bool) -> Page:
+    def list(self, scope: Scope, asked: Listing, *, include_expired: bool) -> Page:
         """Return a page of entries in key order."""
-        check_page(limit, prefix, cursor or "")
-        # No key has a NUL, so this is the first text behind the cursor.
-        after = max(prefix, cursor + "\0") if cursor else prefix
+        prefix, glob = asked.checked()
         now = self._engine.clock.now_ms()
-        index = self._engine.fresh_cache().index.readers
         found: list[EntryInfo] = []
+        compared, before = 0, ""
+        for row in self._rows(scope, prefix, asked):
+            if asked.pattern is not None:
+                if compared == MAX_COMPARED:
+                    return Page(entries=tuple(found), next_cursor=before)
+                compared, before = compared + 1, row.key
+                if not glob.matches(row.key):
+                    continue
+            if include_expired or not self._engine.notes.is_expired(row, now):
+                if len(found) == asked.limit:
+                    return Page(entries=tuple(found), next_cursor=found[-1].key)
+                found.append(self._info(row))
+        return Page(entries=tuple(found), next_cursor=None)
+
+    def _rows(self, scope: Scope, prefix: str, asked: Listing) -> Iterator[Row]:
+        """Walk the rows behind a cursor whose keys start so."""
+        # No key has a NUL, so this is the first text behind the cursor.
+        after = max(prefix, asked.cursor + "\0") if asked.cursor else prefix
+        step = asked.limit + 1 if asked.pattern is None else max(asked.limit + 1, PAGE_ROWS)
+        index = self._engine.fresh_cache().index.readers
         while True:
-            rows = index.rows(scope, after, limit + 1)
+            rows = index.rows(scope, after, step)
             for row in rows:
                 if not row.key.startswith(prefix):
-                    return Page(entries=tuple(found), next_cursor=None)
-                if include_expired or not self._engine.notes.is_expired(row, now):
-                    if len(found) == limit:
-                        return Page(entries=tuple(found), next_cursor=found[-1].key)
-                    found.append(self._info(row))
-            if len(rows) <= limit:
-                return Page(entries=tuple(found), next_cursor=None)
+                    return
+                yield row
+            if len(rows) < step:
+                return
             after = rows[-1].key + "\0"
 
     def latest(self, scope: Scope, limit: int, prefix: str, without: str) -> tuple[EntryInfo, ...]:
@@ -227,6 +244,10 @@ def _read_value(folder: int, row: Row) -> bytes | None:
     finally:
         os.close(handle)
     return value if value is not None and hashlib.sha256(value).digest() == row.sha256 else None
+
+
+def _open_or_read(folder: int, row: Row) -> FileIO | bytes | None:
+    return _read_value(folder, row) if row.size <= _HELD_BYTES else _open_verified(folder, row)
 
 
 def _open_verified(folder: int, row: Row) -> FileIO | None:

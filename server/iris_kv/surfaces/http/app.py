@@ -6,21 +6,18 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from iris_kv import __version__
-from iris_kv.errors import IrisError
 from iris_kv.settings import Profile
 from iris_kv.surfaces.http.access import Access, AccessMiddleware
 from iris_kv.surfaces.http.mcp_routes import McpEndpoint
 from iris_kv.surfaces.http.platform import Platform
-from iris_kv.surfaces.http.problems import problem_response
+from iris_kv.surfaces.http.rest import install_rest
 
 
 def build_app(platform: Platform, profile: Profile, access: Access) -> FastAPI:
-    """Return the application: MCP for the workspaces of a platform, behind one gate."""
+    """Return the application: MCP and REST for the workspaces of a platform, behind one gate."""
     endpoint = McpEndpoint(platform, profile)
 
     @asynccontextmanager
@@ -28,16 +25,10 @@ def build_app(platform: Platform, profile: Profile, access: Access) -> FastAPI:
         async with platform.run(), endpoint.manager.run():
             yield
 
-    app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.platform = platform
     app.add_middleware(AccessMiddleware, access=access)
-    app.add_exception_handler(IrisError, _problem)
     path = "/sandboxes/{sandbox}/mcp" if platform.is_shared else "/mcp"
     app.router.routes.append(Route(path, endpoint))
+    install_rest(app)
     return app
-
-
-async def _problem(_: Request, error: Exception) -> Response:
-    if not isinstance(error, IrisError):
-        raise error
-    return problem_response(error)

@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 
 from iris_kv.background import Background
-from iris_kv.errors import UnavailableError
+from iris_kv.errors import ForbiddenError
 from iris_kv.location import Location
 from iris_kv.model import Clock
 from iris_kv.policy import Principal, check_right, may_touch
@@ -106,7 +106,7 @@ class Platform:
         Raises:
             ForbiddenError: The principal is no administrator, or may not touch a sandbox of this id.
             ConflictError: It exists.
-            UnavailableError: This server has one workspace.
+            ForbiddenError: This server has one workspace.
         """
         check_right(principal, "kv:admin", "creating a sandbox")
         check_id(sandbox)
@@ -121,7 +121,7 @@ class Platform:
 
     def _sandboxes(self) -> SandboxRoot:
         if self._root is None:
-            raise UnavailableError(
+            raise ForbiddenError(
                 "this server has one workspace", "sandboxes are served with --sandboxes ROOT", f"use the id {DEFAULT!r}"
             )
         return self._root
