@@ -28,6 +28,7 @@ from pydantic_settings import (
 )
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
+from iris_kv.http_settings import HttpSettings
 from iris_kv.model import Limits, Scope
 
 Profile = Literal["standard", "full"]
@@ -133,6 +134,7 @@ class Settings(BaseSettings):
     """Accept a cache folder that another user owns."""
     prompt: PromptSettings = PromptSettings()
     instructions: InstructionSettings = InstructionSettings()
+    http: HttpSettings = HttpSettings()
     origins: Mapping[str, str] = {}
     """Which layer set a setting, by dotted name; what is not listed has its default."""
 

@@ -31,7 +31,10 @@ from iris_kv.model import (
     Page,
     Removed,
     Scope,
+    Unwatched,
+    Usage,
     Verification,
+    Watch,
 )
 from iris_kv.opening import BRIEFLY_S, Opening
 from iris_kv.policy import Principal, check_access
@@ -98,6 +101,7 @@ class Workspace(Guidance):
         counter: TokenCounter | None = None,
         create: bool = True,
         problem: IrisError | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Load the library and the prompts; nothing is written.
 
@@ -109,9 +113,13 @@ class Workspace(Guidance):
             counter: What counts tokens; None: the tokenizer where it is installed.
             create: Create the cache where there is none.
             problem: Why the store must not be used, such as a broken configuration.
+            watch: Is told what happens here; None: nobody is.
         """
         super().__init__(location, settings, clock=clock, counter=counter)
-        self._opening = Opening(location, settings, self.clock, face=face, create=create, problem=problem)
+        self._watch = watch or Unwatched()
+        self._opening = Opening(
+            location, settings, self.clock, face=face, create=create, problem=problem, watch=self._watch
+        )
         self._tally = Tally(self.clock)
         self._work = anyio.Event()
         self._seed_wanted = True
@@ -203,6 +211,7 @@ class Workspace(Guidance):
         prompt = await to_thread.run_sync(self.prompts.select, variant, who.name)
         await self._degradation(found, "system", prompt_key(prompt.variant), prompt.digest)
         self._tally.note_exposure(prompt, who.name)
+        self._watch.prompted(prompt.variant)
         self._work.set()
         return prompt
 
@@ -417,6 +426,19 @@ class Workspace(Guidance):
             quota_bytes=limits.quota_bytes,
             ttl_hours=None if limits.ttl_ms is None else limits.ttl_ms / HOUR_MS,
         )
+
+    async def usage(self) -> dict[Scope, Usage]:
+        """Return what each scope holds."""
+        store = await self.store()
+        return {scope: await store.usage(scope) for scope in SCOPES}
+
+    async def check_writable(self) -> None:
+        """Write to the store, but no entry.
+
+        Raises:
+            IrisError: Why it cannot be opened or written.
+        """
+        await (await self.store()).check_writable()
 
     async def prune(self, scope: str | None = None) -> Removed:
         """Remove expired entries, of one scope or of all."""
