@@ -9,11 +9,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.conftest import Clock
 
 from iris_kv import sandboxes as module
 from iris_kv.errors import BusyError, ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
 from iris_kv.sandboxes import OpenSandboxes, SandboxRoot
-from tests.conftest import Clock
 
 IDLE_S = 60.0
 

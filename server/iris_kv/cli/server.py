@@ -40,7 +40,7 @@ class _ServeCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put in the value that was left out; see click's method."""
         complete: list[str] = []
-        for argument, following in zip(args, [*args[1:], "--"], strict=True):
+        for argument, following in zip(args, [*args, "--"][1:], strict=True):
             complete.append(argument)
             if argument == "--http" and following.startswith("-"):
                 complete.append(DEFAULT_ADDRESS)

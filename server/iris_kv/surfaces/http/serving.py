@@ -192,6 +192,8 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
         super().__init__(config)
         self._end_streams = end_streams
+        self._patience = threading.Timer(OPEN_REQUESTS_S + _CLOSING_S, os._exit, (1,))
+        self._patience.daemon = True
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -200,6 +202,7 @@ class _Server(uvicorn.Server):
         try:
             yield
         finally:
+            self._patience.cancel()
             for each, handler in before.items():
                 signal.signal(each, handler)
 
@@ -208,9 +211,7 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
-        timer = threading.Timer(OPEN_REQUESTS_S + _CLOSING_S, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
+        self._patience.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         _log.info("shutting down: finishing open requests for up to %d s", OPEN_REQUESTS_S)
