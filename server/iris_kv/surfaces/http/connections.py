@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from iris_kv.surfaces.http.metrics import Metrics
-
-MAX_HEAD_BYTES: Final = 32 * 1024
 
 
 class ConnectionLimits(NamedTuple):

@@ -16,6 +16,8 @@ from iris_kv.policy import Principal
 from iris_kv.surfaces.http.metrics import Metrics, Refusal
 from iris_kv.surfaces.http.problems import problem_response
 
+MAX_HEAD_BYTES: Final = 32 * 1024
+
 _DRAINED_BYTES: Final = 8_000_000
 """How much of a body that is refused is read and dropped: a client that still sends sees no answer."""
 _DRAIN_S: Final = 2.0
@@ -28,6 +30,7 @@ class RequestLimits(NamedTuple):
 
     max_body_bytes: int
     max_headers: int = 64
+    max_head_bytes: int = MAX_HEAD_BYTES
     max_requests: int = 4_000
     """How many requests may be answered at once, standing streams among them."""
     pause_s: float = 10.0
@@ -86,8 +89,11 @@ class Bounded:
             await self._refuse(body.refused, scope, receive, send)
 
     def _refused_at_once(self, scope: Scope) -> _Refused | None:
-        if len(scope["headers"]) > self._limits.max_headers:
-            return _Refused(431, "too_many_headers", _too_many_headers(self._limits.max_headers))
+        headers = scope["headers"]
+        # The parser bounds a head only as long as it is incomplete, and one read may bring all of it.
+        head_bytes = len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > self._limits.max_headers or head_bytes > self._limits.max_head_bytes:
+            return _Refused(431, "too_many_headers", _too_many_headers(self._limits))
         if _announced(scope) > self._limits.max_body_bytes:
             return _too_large(self._limits.max_body_bytes)
         if self._open >= self._limits.max_requests:
@@ -278,8 +284,12 @@ def _too_slow(limits: RequestLimits) -> InvalidArgumentError:
     )
 
 
-def _too_many_headers(most: int) -> TooLargeError:
-    return TooLargeError(f"the request has over {most} headers", f"{most} are read", "send fewer")
+def _too_many_headers(limits: RequestLimits) -> TooLargeError:
+    return TooLargeError(
+        "the request has too many headers, or too long ones",
+        f"at most {limits.max_headers} with {limits.max_head_bytes} bytes are read, the query string included",
+        "send fewer or shorter ones",
+    )
 
 
 def _too_many_requests(most: int) -> BusyError:

@@ -110,6 +110,10 @@ class Platform:
                             quota_bytes[scope] = quota_bytes.get(scope, 0) + quota
         return used, quota_bytes
 
+    async def close_idle(self) -> None:
+        """Close the workspaces that were idle for long enough, which otherwise happens from time to time."""
+        await self._open.close_idle()
+
     def end_streams(self) -> None:
         """End the streams of changes that clients listen to, as they would hold a shutdown up."""
         for served in self._open.residents:

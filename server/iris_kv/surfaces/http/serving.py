@@ -23,9 +23,9 @@ from iris_kv.model import Clock
 from iris_kv.policy import Principal
 from iris_kv.settings import MEGABYTE, Settings
 from iris_kv.surfaces.http.app import build_app
-from iris_kv.surfaces.http.connections import MAX_HEAD_BYTES, ConnectionLimits, protocol
+from iris_kv.surfaces.http.connections import ConnectionLimits, protocol
 from iris_kv.surfaces.http.health import Health
-from iris_kv.surfaces.http.limits import Bounded, Buckets, GuessLimit, RateLimit, RequestLimits
+from iris_kv.surfaces.http.limits import MAX_HEAD_BYTES, Bounded, Buckets, GuessLimit, RateLimit, RequestLimits
 from iris_kv.surfaces.http.metrics import Metrics
 from iris_kv.surfaces.http.observability import Observed
 from iris_kv.surfaces.http.platform import Platform
