@@ -32,7 +32,6 @@ from iris_kv.model import (
     Removed,
     Scope,
     Unwatched,
-    Usage,
     Verification,
     Watch,
 )
@@ -426,19 +425,6 @@ class Workspace(Guidance):
             quota_bytes=limits.quota_bytes,
             ttl_hours=None if limits.ttl_ms is None else limits.ttl_ms / HOUR_MS,
         )
-
-    async def usage(self) -> dict[Scope, Usage]:
-        """Return what each scope holds."""
-        store = await self.store()
-        return {scope: await store.usage(scope) for scope in SCOPES}
-
-    async def check_writable(self) -> None:
-        """Write to the store, but no entry.
-
-        Raises:
-            IrisError: Why it cannot be opened or written.
-        """
-        await (await self.store()).check_writable()
 
     async def prune(self, scope: str | None = None) -> Removed:
         """Remove expired entries, of one scope or of all."""

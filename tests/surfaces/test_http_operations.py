@@ -196,7 +196,7 @@ async def test_a_body_that_drips_is_refused_by_its_rate(workspace: Path, clock: 
 
 @pytest.mark.parametrize(
     ("lines", "status"),
-    [(["x-a: 1"] * 70, 431), ([f"x-a: {'a' * 40_000}"], 431), (["content-length: " + "9" * 30], 413)],
+    [(["x-a: 1"] * 70, 431), ([f"x-a: {'a' * 40_000}"], 431), (["content-length: " + "9" * 20], 413)],
 )
 async def test_too_many_or_too_large_headers_are_refused(
     workspace: Path, clock: Clock, lines: Sequence[str], status: int

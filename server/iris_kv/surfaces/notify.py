@@ -102,7 +102,7 @@ class Notifier:
         self._listen = ListenHandler(self._bus, max_subscriptions=MAX_LISTENERS)
         self._connections: dict[Connection, None] = {}
         self._heard: dict[str, Counter[str]] = {}
-        self._n_heard = 0
+        self._heard_total = 0
         self._pending: dict[ServerEvent, None] = {}
         self._has_pending = anyio.Event()
         self._has_listener = anyio.Event()
@@ -111,6 +111,11 @@ class Notifier:
         self._position: str | None = None
 
     # Who listens
+
+    @property
+    def n_heard(self) -> int:
+        """How many subscriptions to resources there are, over all clients."""
+        return self._heard_total
 
     def attend(self, connection: Connection) -> None:
         """Tell a client of the older eras of changes, as long as its connection is open.
@@ -182,15 +187,15 @@ class Notifier:
         """
         canonical = [uris.parse(uri).uri for uri in wanted]
         self._forget_closed()
-        if self._n_heard + len(wanted) > MAX_HEARD:
-            raise _too_many(f"{self._n_heard} resources are subscribed to, and {len(wanted)} more are asked for")
-        self._n_heard += len(wanted)
+        if self._heard_total + len(wanted) > MAX_HEARD:
+            raise _too_many(f"{self._heard_total} resources are subscribed to, and {len(wanted)} more are asked for")
+        self._heard_total += len(wanted)
         for uri, spelling in zip(canonical, wanted, strict=True):
             self._heard.setdefault(uri, Counter())[spelling] += 1
 
     def _hear_no_more(self, spellings: Iterable[str]) -> None:
         for spelling in spellings:
-            self._n_heard -= 1
+            self._heard_total -= 1
             canonical = uris.parse(spelling).uri
             heard = self._heard[canonical]
             heard[spelling] -= 1

@@ -255,8 +255,8 @@ def _address(scope: Scope) -> str:
 def _announced(scope: Scope) -> int:
     headers: Mapping[bytes, bytes] = dict(scope["headers"])
     length = headers.get(b"content-length", b"0")
-    # The HTTP parser has refused what is no number; one of very many digits is not turned into one.
-    return int(length) if length.isdigit() and len(length) < 20 else 10**20
+    # The HTTP parser has refused what is no number of at most 20 digits.
+    return int(length)
 
 
 async def _drain(receive: Receive) -> None:

@@ -13,7 +13,7 @@ from iris_kv.background import Background
 from iris_kv.errors import IrisError, UnavailableError
 from iris_kv.location import Location
 from iris_kv.logs import REQUEST_ID
-from iris_kv.model import Clock, Scope
+from iris_kv.model import SCOPES, Clock, Scope
 from iris_kv.policy import Principal, check_right, may_touch
 from iris_kv.sandboxes import DEFAULT, OpenSandboxes, SandboxRoot, check_id, no_sandbox
 from iris_kv.surfaces.notify import Notifier
@@ -92,7 +92,7 @@ class Platform:
         """
         if self._root is None:
             async with self._open.visit(DEFAULT) as served:
-                await served.workspace.check_writable()
+                await (await served.workspace.store()).check_writable()
         else:
             await to_thread.run_sync(self._root.check_writable)
 
@@ -104,8 +104,9 @@ class Platform:
             async with self._open.look(sandbox) as served:
                 if served is not None:
                     with suppress(IrisError):
-                        for scope, usage in (await served.workspace.usage()).items():
-                            used[scope] = used.get(scope, 0) + usage.bytes
+                        store = await served.workspace.store()
+                        for scope in SCOPES:
+                            used[scope] = used.get(scope, 0) + (await store.usage(scope)).bytes
                             quota = served.workspace.settings.limits(scope).quota_bytes
                             quota_bytes[scope] = quota_bytes.get(scope, 0) + quota
         return used, quota_bytes
