@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check interop bench bench-split clean
+.PHONY: demo test check interop bench bench-http bench-split clean
 
 demo: $(READY)
 	$(BIN)/iris-kv demo
@@ -25,6 +25,9 @@ interop: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
+
+bench-http: $(READY)
+	$(BIN)/python benchmarks/http.py
 
 bench-split: $(READY)
 	$(BIN)/python benchmarks/split.py

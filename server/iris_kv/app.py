@@ -1,4 +1,4 @@
-"""Composition: a workspace, its background work and a server, over stdio."""
+"""Composition: workspaces, their background work and a server, over stdio or HTTP."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
@@ -19,7 +22,9 @@ from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
 from iris_kv.guidance import SystemClock
 from iris_kv.location import Location, find_workspace
-from iris_kv.settings import Settings, settings_at_hand
+from iris_kv.logs import LogFormat, formatter
+from iris_kv.sandboxes import SandboxRoot
+from iris_kv.settings import Settings, load_settings, settings_at_hand
 from iris_kv.surfaces.framing import AnsweredLines
 from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.surfaces.visits import OneWorkspace
@@ -49,16 +54,34 @@ def prepare(workspace: str | None, arguments: Mapping[str, object]) -> Start:
         problem = UnavailableError(error.wrong, error.allowed, error.todo)
     settings, broken = settings_at_hand(None if location is None else location.root, arguments)
     if broken is not None:
-        problem = UnavailableError(f"the configuration is broken: {broken.wrong}", broken.allowed, broken.todo)
+        problem = _broken(broken)
     return Start(location, settings, problem)
 
 
-def configure_logging(level: str, workspace: str) -> None:
-    """Log as key=value to stderr, and keep errors for `doctor`; stdout belongs to the protocol."""
+def _broken(error: IrisError) -> UnavailableError:
+    return UnavailableError(f"the configuration is broken: {error.wrong}", error.allowed, error.todo)
+
+
+def prepare_sandboxes(root: str, arguments: Mapping[str, object]) -> Start:
+    """Load the settings of a server of sandboxes, which no sandbox's own file is part of.
+
+    Raises:
+        IrisError: There is no such folder, or the settings are broken.
+    """
+    SandboxRoot(Path(root))
+    return Start(None, load_settings(None, arguments), None)
+
+
+def configure_logging(level: str, workspace: str, log_format: LogFormat = "text") -> None:
+    """Log to stderr, and keep errors for `doctor`; stdout belongs to the protocol."""
     stderr = logging.StreamHandler(sys.stderr)
-    stderr.setFormatter(logging.Formatter("time=%(asctime)s level=%(levelname)s logger=%(name)s msg=%(message)s"))
+    stderr.setFormatter(formatter(log_format))
     kept = ErrorLog(error_log_path(), workspace, SystemClock())
     logging.basicConfig(level=level.upper(), handlers=[stderr, kept], force=True)
+    if level != "debug":
+        # The SDK logs the ids of sessions, which are as good as a key where no token is needed; uvicorn what we say.
+        logging.getLogger("mcp").setLevel(logging.ERROR)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 async def serve_stdio(start: Start) -> None:
@@ -77,6 +100,72 @@ async def serve_stdio(start: Start) -> None:
         await _serve_until_closed(server)
         tasks.cancel_scope.cancel()
     await workspace.aclose()
+
+
+class HttpOptions(NamedTuple):
+    """How a server over HTTP was asked for."""
+
+    address: str
+    """HOST:PORT."""
+    sandboxes: str | None
+    """The folder whose folders are the workspaces; None: there is one workspace."""
+    max_open: int
+    idle_s: float
+
+
+def check_http_extra() -> None:
+    """Refuse to serve HTTP where what it needs is not installed.
+
+    Raises:
+        UnavailableError: The extra is missing.
+    """
+    missing = [name for name in ("fastapi", "jwt", "prometheus_client", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UnavailableError(
+            f"--http needs {', '.join(missing)}, which is not installed",
+            "it comes with the extra http",
+            "run `pip install 'iris-kv[http]'`",
+        )
+
+
+async def serve_http(options: HttpOptions, start: Start, arguments: Mapping[str, object]) -> None:
+    """Serve over HTTP until SIGTERM or SIGINT comes; a second one ends at once.
+
+    Args:
+        options: Where, and which workspaces.
+        start: The one workspace; with `options.sandboxes` only its settings are used, which are the server's.
+        arguments: The settings that were given, which win over a sandbox's own.
+
+    Raises:
+        IrisError: It cannot be served; the text says why.
+    """
+    # The stdio server does not wait for these to load.
+    from iris_kv.surfaces.http import serving  # noqa: PLC0415 - see above
+    from iris_kv.surfaces.http.metrics import Metrics  # noqa: PLC0415 - see above
+    from iris_kv.surfaces.http.platform import Limits, Platform  # noqa: PLC0415 - see above
+
+    metrics, clock = Metrics(), SystemClock()
+
+    def open_workspace(location: Location) -> Workspace:
+        if options.sandboxes is None:
+            return Workspace(location, start.settings, face="mcp", problem=start.problem, watch=metrics)
+        settings, broken = settings_at_hand(location.root, arguments)
+        problem = None if broken is None else _broken(broken)
+        return Workspace(location, settings, face="mcp", problem=problem, watch=metrics)
+
+    root = None if options.sandboxes is None else SandboxRoot(Path(options.sandboxes))
+    limits = Limits(max_open=options.max_open, idle_s=options.idle_s)
+    platform = Platform(None if root is not None else start.location, root, open_workspace, clock, limits)
+    serving.raise_descriptor_limit()
+    with serving.bound(serving.Address.parse(options.address)) as listening:
+        address = serving.where(listening)
+        access = partial(serving.access_layer, settings=start.settings, address=address, platform=platform)
+        server = serving.HttpServer(
+            platform, start.settings, access, metrics, clock, serving.HttpLimits.of(start.settings)
+        )
+        _log.info("serving http://%s workspace=%r reason=%r", address, *_where(start.location))
+        await server.serve(listening)
+    _log.info("every workspace is closed")
 
 
 async def _run(scope: anyio.CancelScope, background: Background) -> None:

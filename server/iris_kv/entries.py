@@ -16,7 +16,7 @@ from iris_kv.errors import IrisError, NotFoundError, UnavailableError
 from iris_kv.guidance import Guidance
 from iris_kv.json_text import quoted
 from iris_kv.location import Location
-from iris_kv.model import Clock, Entry, EntryInfo, Face, Page, Removed, Scope, Verification
+from iris_kv.model import Clock, Entry, EntryInfo, Face, Page, Removed, Scope, Unwatched, Verification, Watch
 from iris_kv.opening import Opening
 from iris_kv.policy import Principal, check_access
 from iris_kv.reading import stored_answer
@@ -45,10 +45,14 @@ class Entries(Guidance):
         counter: TokenCounter | None,
         create: bool,
         problem: IrisError | None,
+        watch: Watch | None,
     ) -> None:
         """Prepare; see `Workspace` for the arguments."""
         super().__init__(location, settings, clock=clock, counter=counter)
-        self._opening = Opening(location, settings, self.clock, face=face, create=create, problem=problem)
+        self._watch = watch or Unwatched()
+        self._opening = Opening(
+            location, settings, self.clock, face=face, create=create, problem=problem, watch=self._watch
+        )
         self._one_parser = CapacityLimiter(1)
 
     async def store(self) -> FileStore:

@@ -62,6 +62,35 @@ class Clock(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Is told what a workspace does, for its operator; from any thread, and quickly."""
+
+    def read(self, scope: Scope, *, hit: bool) -> None:
+        """Note that a value was asked for, and whether it was there."""
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """Note that a write waited for another process's lock."""
+        ...
+
+    def prompted(self, variant: str) -> None:
+        """Note that a variant of the system prompt was fetched."""
+        ...
+
+
+class Unwatched:
+    """The watch of a workspace that nobody watches."""
+
+    def read(self, scope: Scope, *, hit: bool) -> None:
+        """See `Watch`."""
+
+    def waited(self, seconds: float) -> None:
+        """See `Watch`."""
+
+    def prompted(self, variant: str) -> None:
+        """See `Watch`."""
+
+
 class Frozen(BaseModel):
     """The base of the data models: immutable, with no room for unknown fields."""
 

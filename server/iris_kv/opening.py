@@ -8,7 +8,7 @@ import anyio
 
 from iris_kv.errors import BusyError, Code, IrisError, UnavailableError
 from iris_kv.location import Location
-from iris_kv.model import Clock, Face
+from iris_kv.model import Clock, Face, Watch
 from iris_kv.settings import Settings
 from iris_kv.store.files import FileStore
 
@@ -28,6 +28,7 @@ class Opening:
         face: Face,
         create: bool,
         problem: IrisError | None,
+        watch: Watch,
     ) -> None:
         """Prepare; see `Workspace` for the arguments."""
         self._location = location
@@ -36,6 +37,7 @@ class Opening:
         self._face: Face = face
         self._create = create
         self._problem = problem
+        self._watch = watch
         self._store: FileStore | None = None
         self._one_at_a_time = anyio.Lock()
         self._attempts = 0
@@ -100,4 +102,5 @@ class Opening:
             create=self._create,
             durable=self._settings.durability == "full",
             trust_owner=self._settings.trust_owner,
+            watch=self._watch,
         )

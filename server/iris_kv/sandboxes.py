@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -23,6 +25,7 @@ DEFAULT: Final = "default"
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FOLDER_MODE: Final = 0o700
 _FULL_WAIT_S: Final = 5.0
+_LEAVING_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +96,23 @@ class SandboxRoot:
                 "mend its permissions or free space",
             ) from None
 
+    def check_writable(self) -> None:
+        """Create a folder that is no sandbox, and remove it; blocks on the file system.
+
+        Raises:
+            UnavailableError: It cannot be created.
+        """
+        try:
+            path = self._root / f".ready-{secrets.token_hex(8)}"
+            os.mkdir(path, _FOLDER_MODE)
+            os.rmdir(path)
+        except OSError as error:
+            raise UnavailableError(
+                f"the folder of the sandboxes cannot be written: {error.strerror}",
+                "sandboxes are created in it",
+                "mend its permissions or free space",
+            ) from None
+
     def ids(self) -> list[str]:
         """Return the ids of all sandboxes in order; blocks on the file system."""
         with os.scandir(self._root) as found:
@@ -158,6 +178,7 @@ class OpenSandboxes(Generic[R]):
         self._rooms: dict[str, _Room[R]] = {}
         self._in_use = 0
         self._left = anyio.Event()
+        self._is_closing = False
         self._tasks: TaskGroup | None = None
 
     @property
@@ -165,18 +186,23 @@ class OpenSandboxes(Generic[R]):
         """The ids of those that are open now."""
         return tuple(sandbox for sandbox, room in self._rooms.items() if room.resident is not None)
 
+    @property
+    def residents(self) -> tuple[R, ...]:
+        """What is open now."""
+        return tuple(room.resident for room in self._rooms.values() if room.resident is not None)
+
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[None]:
-        """Let sandboxes be visited; in the end every one is closed, once its visitors have left."""
+        """Let sandboxes be visited; in the end every one is closed, once its visitors have left, if they do soon."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._close_idle_regularly)
             try:
                 yield
             finally:
+                self._is_closing = True
                 with anyio.CancelScope(shield=True):
-                    for sandbox in list(self._rooms):
-                        await self._close(sandbox, even_visited=True)
+                    await self._close_all()
                 tasks.cancel_scope.cancel()
 
     @asynccontextmanager
@@ -185,7 +211,10 @@ class OpenSandboxes(Generic[R]):
 
         Raises:
             BusyError: As many as may be open are open and in use.
+            UnavailableError: All are being closed.
         """
+        if self._is_closing:
+            raise UnavailableError("the server is shutting down", "it takes no new work", "try again in a moment")
         room = self._rooms.setdefault(sandbox, _Room())
         # Counted before the lock is taken, so that nobody closes it in between.
         room.visitors += 1
@@ -198,8 +227,21 @@ class OpenSandboxes(Generic[R]):
         finally:
             room.visitors -= 1
             room.left_at_ms = self._clock.now_ms()
-            self._forget_if_closed(sandbox, room)
-            self._left.set()
+            self._note_left(sandbox, room)
+
+    @asynccontextmanager
+    async def look(self, sandbox: str) -> AsyncGenerator[R | None]:
+        """Keep a sandbox open meanwhile, if it is; None: it is not. It counts as idle all the same."""
+        room = self._rooms.get(sandbox)
+        if room is None or room.resident is None:
+            yield None
+            return
+        room.visitors += 1
+        try:
+            yield room.resident
+        finally:
+            room.visitors -= 1
+            self._note_left(sandbox, room)
 
     async def _opened(self, room: _Room[R], sandbox: str) -> R:
         await self._make_room()
@@ -218,9 +260,9 @@ class OpenSandboxes(Generic[R]):
         """Wait until one more may be open."""
         with anyio.move_on_after(_FULL_WAIT_S):
             while self._in_use >= self._max_open:
-                self._left = anyio.Event()
+                left = self._left
                 if not await self._close_longest_idle():
-                    await self._left.wait()
+                    await left.wait()
             return
         raise BusyError(
             f"{self._max_open} sandboxes are open and in use",
@@ -244,6 +286,15 @@ class OpenSandboxes(Generic[R]):
             await anyio.sleep(max(1.0, self._idle_ms / 4000))
             await self.close_idle()
 
+    async def _close_all(self) -> None:
+        """Close every sandbox at once: one that waits for another process's lock holds no other up."""
+        with anyio.move_on_after(_LEAVING_S):
+            while any(room.visitors for room in self._rooms.values()):
+                await self._left.wait()
+        async with anyio.create_task_group() as tasks:
+            for sandbox in list(self._rooms):
+                tasks.start_soon(partial(self._close, sandbox, even_visited=True))
+
     async def _close(self, sandbox: str, *, even_visited: bool = False) -> bool:
         """Close a sandbox that nobody visits; tell whether it was closed."""
         room = self._rooms.get(sandbox)
@@ -254,20 +305,28 @@ class OpenSandboxes(Generic[R]):
                 return False
             resident, room.resident = room.resident, None
             room.scope.cancel()
-            try:
-                await resident.aclose()
-            except Exception:
-                _log.exception("closing the sandbox %s failed", sandbox)
+            # What was begun is ended: a store that is half closed would hold its place for good.
+            with anyio.CancelScope(shield=True):
+                try:
+                    await resident.aclose()
+                except Exception:
+                    _log.exception("closing the sandbox %s failed", sandbox)
             self._in_use -= 1
-        self._forget_if_closed(sandbox, room)
-        self._left.set()
+        self._note_left(sandbox, room)
         return True
 
-    def _forget_if_closed(self, sandbox: str, room: _Room[R]) -> None:
+    def _note_left(self, sandbox: str, room: _Room[R]) -> None:
+        """Forget a closed sandbox that nobody visits, and wake whoever waits for one to be left."""
         if room.resident is None and not room.visitors and self._rooms.get(sandbox) is room:
             del self._rooms[sandbox]
+        left, self._left = self._left, anyio.Event()
+        left.set()
 
 
 async def _run_in(scope: anyio.CancelScope, resident: Resident) -> None:
     with scope:
-        await resident.run()
+        try:
+            await resident.run()
+        except Exception:
+            # One sandbox's background must not end the others'.
+            _log.exception("the background work of a sandbox failed")

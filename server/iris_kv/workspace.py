@@ -23,6 +23,7 @@ from iris_kv.model import (
     Frozen,
     Limits,
     Scope,
+    Watch,
 )
 from iris_kv.opening import BRIEFLY_S
 from iris_kv.prompts import Prompt
@@ -84,6 +85,7 @@ class Workspace(Entries):
         counter: TokenCounter | None = None,
         create: bool = True,
         problem: IrisError | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Load the library and the prompts; nothing is written.
 
@@ -95,8 +97,11 @@ class Workspace(Entries):
             counter: What counts tokens; None: the tokenizer where it is installed.
             create: Create the cache where there is none.
             problem: Why the store must not be used, such as a broken configuration.
+            watch: Is told what happens here; None: nobody is.
         """
-        super().__init__(location, settings, face=face, clock=clock, counter=counter, create=create, problem=problem)
+        super().__init__(
+            location, settings, face=face, clock=clock, counter=counter, create=create, problem=problem, watch=watch
+        )
         self._tally = Tally(self.clock)
         self._work = anyio.Event()
         self._seed_wanted = True
@@ -180,6 +185,7 @@ class Workspace(Entries):
         prompt = await to_thread.run_sync(self.prompts.select, variant, who.name)
         await self._degradation(found, "system", prompt_key(prompt.variant), prompt.digest)
         self._tally.note_exposure(prompt, who.name)
+        self._watch.prompted(prompt.variant)
         self._work.set()
         return prompt
 

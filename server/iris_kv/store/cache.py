@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iris_kv.errors import IrisError
-from iris_kv.model import SCOPES, Clock, Face
+from iris_kv.model import SCOPES, Clock, Face, Watch
 from iris_kv.store import names
 from iris_kv.store.folders import CacheFolders, create_file, write_all
 from iris_kv.store.index import Index
@@ -32,6 +32,7 @@ class CacheOptions(NamedTuple):
     durable: bool
     trust_owner: bool
     lock_timeout_s: float
+    watch: Watch
 
 
 class OpenCache:
@@ -48,7 +49,7 @@ class OpenCache:
                 options.workspace, create=options.create, trust_owner=options.trust_owner
             )
             opened.callback(self.folders.close)
-            self.lock: Final = WriteLock(self.folders.store, options.lock_timeout_s)
+            self.lock: Final = WriteLock(self.folders.store, options.lock_timeout_s, options.watch)
             opened.callback(self.lock.close)
             if not index_exists(self.folders.store, trust_owner=options.trust_owner):
                 self._create(options)

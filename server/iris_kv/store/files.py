@@ -6,18 +6,20 @@ A cancelled call never abandons a half-done put: its thread ends the put, or und
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from anyio import CancelScope, move_on_after
 
+from iris_kv.errors import ExpiredError, NotFoundError
+from iris_kv.model import Unwatched
 from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import Listing, PutRequest
 from iris_kv.store.threads import StoreThreads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, Generator, Mapping
     from io import FileIO
     from pathlib import Path
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         Scope,
         Usage,
         Verification,
+        Watch,
     )
     from iris_kv.store.base import Reader
 
@@ -61,6 +64,7 @@ class FileStore:
         durable: bool = True,
         trust_owner: bool = False,
         lock_timeout_s: float = 10.0,
+        watch: Watch | None = None,
     ) -> FileStore:
         """Open the store of a workspace.
 
@@ -72,6 +76,7 @@ class FileStore:
             durable: Whether a put survives a power cut, or only the end of the process.
             trust_owner: Accept a cache that another user owns.
             lock_timeout_s: How long a write waits for another process's write.
+            watch: Is told of reads and of waits; None: nobody is.
 
         Raises:
             NotFoundError: There is no cache and `create` is False.
@@ -79,7 +84,8 @@ class FileStore:
             UnavailableError: It cannot be opened, or a newer version wrote it.
             CorruptError: The index is damaged.
         """
-        store = cls(CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s))
+        told = watch or Unwatched()
+        store = cls(CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s, told))
         await store._here.read(store._here.engine.cache)
         return store
 
@@ -96,13 +102,15 @@ class FileStore:
     async def get(self, scope: Scope, key: str) -> Entry:
         """See `Store.get`."""
         here = self._threads
-        return await here.read(lambda: here.reading.get(scope, key))
+        with self._watched(scope):
+            return await here.read(lambda: here.reading.get(scope, key))
 
     @asynccontextmanager
     async def open_value(self, scope: Scope, key: str) -> AsyncGenerator[Reader]:
         """See `Store.open_value`; a small value is read at once, as its file costs two more hops to a thread."""
         here = self._threads
-        info, file = await here.read(lambda: here.reading.open_value(scope, key))
+        with self._watched(scope):
+            info, file = await here.read(lambda: here.reading.open_value(scope, key))
         if isinstance(file, bytes):
             yield HeldReader(info, file)
             return
@@ -197,6 +205,16 @@ class FileStore:
         here = self._threads
         await here.write(lambda: here.writing.count(day, deltas))
 
+    async def check_writable(self) -> None:
+        """Take the write lock and write the time to the index.
+
+        Raises:
+            BusyError: The lock was not to be had in time.
+            UnavailableError: The disk or the index cannot be written.
+        """
+        here = self._threads
+        await here.write(here.upkeep.check_writable)
+
     async def counts(self, since: str) -> Mapping[str, Mapping[str, int]]:
         """See `Store.counts`."""
         here = self._threads
@@ -231,6 +249,16 @@ class FileStore:
         """See `Store.aclose`."""
         with CancelScope(shield=True):
             await self._threads.close()
+
+    @contextmanager
+    def _watched(self, scope: Scope) -> Generator[None]:
+        """Tell the watch whether what is read is there."""
+        try:
+            yield
+        except (NotFoundError, ExpiredError):
+            self._options.watch.read(scope, hit=False)
+            raise
+        self._options.watch.read(scope, hit=True)
 
     @property
     def _threads(self) -> StoreThreads:

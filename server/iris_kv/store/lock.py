@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Final, cast
 from anyio import from_thread
 
 from iris_kv.errors import BusyError, ForbiddenError, UnavailableError
+from iris_kv.model import Unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from iris_kv.model import Watch
 
 LOCK: Final = "lock"
 _RECORD_BYTES: Final = 256
@@ -35,8 +38,9 @@ _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLO
 class WriteLock:
     """The right to write to one store, held by one thread of one process at a time."""
 
-    def __init__(self, folder: int, timeout_s: float) -> None:
-        """Open the lock file in the `.store` folder; `timeout_s` bounds each wait."""
+    def __init__(self, folder: int, timeout_s: float, watch: Watch | None = None) -> None:
+        """Open the lock file in the `.store` folder; `timeout_s` bounds each wait, and `watch` is told of it."""
+        self._watch = watch or Unwatched()
         self._folder = folder
         self._timeout_s = timeout_s
         self._mutex = threading.Lock()
@@ -101,7 +105,13 @@ class WriteLock:
         with suppress(BlockingIOError):
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return self._handle
-        return self._acquire_blocking() if wait else None
+        if not wait:
+            return None
+        started = time.monotonic()
+        try:
+            return self._acquire_blocking()
+        finally:
+            self._watch.waited(time.monotonic() - started)
 
     def _acquire_blocking(self) -> int:
         """Wait in a thread of its own, as flock has no timeout; the next caller takes over a wait given up."""

@@ -47,6 +47,11 @@ class Upkeep:
         # One that lies ahead was noted by a clock that was set back since.
         return not 0 <= self._engine.clock.now_ms() - collected_at < COLLECT_EVERY_MS
 
+    def check_writable(self) -> None:
+        """Write the time to the index, which fails as any write would."""
+        with self._engine.writing() as cache, cache.index.writer.transaction():
+            cache.index.writer.set_meta("checked_at", str(self._engine.clock.now_ms()))
+
     def collect(self, scope: Scope | None) -> Removed:
         """Remove expired entries; for all scopes also orphans, and tidy logs and manifests.
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
 from mcp.server import NotificationOptions, Server, ServerRequestContext
 from mcp.server.models import InitializationOptions
 from mcp.types import (
@@ -57,6 +58,7 @@ from iris_kv.surfaces import resources
 from iris_kv.surfaces.arguments import CacheClear, parsed
 from iris_kv.surfaces.consent import consent_to_clear
 from iris_kv.surfaces.failures import failure, invalid, protocol_error, translated, unforeseen
+from iris_kv.surfaces.notify import Connections
 from iris_kv.surfaces.tools import AGENT, Tool, offered
 from iris_kv.surfaces.uris import entry_uri
 from iris_kv.surfaces.visits import Visit, Visits
@@ -93,6 +95,7 @@ class IrisServer(Server[Any]):
     def __init__(self, visits: Visits, profile: Profile) -> None:
         """Offer what is visited with the tools of a profile."""
         self._visits = visits
+        self._connections = Connections()
         self._offered = {tool.name: tool for tool in offered(profile)}
         super().__init__(
             NAME,
@@ -183,13 +186,19 @@ class IrisServer(Server[Any]):
             known = ", ".join(self._offered)
             raise invalid(f"unknown tool {params.name!r}; the tools are {known}; call one of them")
         counter = self._workspace(context).counter
+        outcome = "failed"
         try:
-            return await self._answer(tool, context, params)
+            answer = await self._answer(tool, context, params)
+            outcome = "ok"
+            return answer
         except IrisError as error:
+            outcome = error.code
             return failure(str(error), counter, (params.arguments or {}).get("max_tokens"))
         except Exception:
             _log.exception("the tool %s failed", tool.name)
             return failure(unforeseen(tool.name), counter)
+        finally:
+            self._visits.answered(context, tool.name, outcome)
 
     async def _answer(
         self, tool: Tool, context: Context, params: CallToolRequestParams
@@ -230,15 +239,27 @@ class IrisServer(Server[Any]):
 
     # Changes
 
-    async def _initialized(self, context: Context, params: NotificationParams) -> None:
-        await self._visits.of(context).notifier.on_initialized(context, params)
+    async def _initialized(self, context: Context, _: NotificationParams) -> None:
+        async with self._connections.entered(context) as connection:
+            self._visits.of(context).notifier.attend(connection)
+            # A connection ends by cancelling what it still handles: the one way that the SDK tells of it.
+            await anyio.sleep_forever()
 
     async def _subscribe(self, context: Context, params: SubscribeRequestParams) -> EmptyResult:
         notifier = self._reading(context, "resources/subscribe").notifier
-        return await translated(lambda: notifier.on_subscribe(context, params), uri=str(params.uri))
+
+        async def subscribe() -> EmptyResult:
+            return await notifier.on_subscribe(self._connections.of(context), params)
+
+        return await translated(subscribe, uri=str(params.uri))
 
     async def _unsubscribe(self, context: Context, params: UnsubscribeRequestParams) -> EmptyResult:
-        return await self._visits.of(context).notifier.on_unsubscribe(context, params)
+        notifier = self._visits.of(context).notifier
+
+        async def unsubscribe() -> EmptyResult:
+            return notifier.on_unsubscribe(self._connections.of(context), params)
+
+        return await translated(unsubscribe, uri=str(params.uri))
 
     async def _listen(self, context: Context, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
         notifier = self._reading(context, "subscriptions/listen").notifier

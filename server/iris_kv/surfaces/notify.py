@@ -7,8 +7,10 @@ instruction files are looked at (1 s). What changed is sent at most once a secon
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any, Final, NamedTuple
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import anyio
 from mcp.server import ServerRequestContext
@@ -23,14 +25,13 @@ from mcp.server.subscriptions import (
 )
 from mcp.types import (
     EmptyResult,
-    NotificationParams,
     SubscribeRequestParams,
     SubscriptionsListenRequestParams,
     SubscriptionsListenResult,
     UnsubscribeRequestParams,
 )
 
-from iris_kv.errors import IrisError
+from iris_kv.errors import BusyError, InvalidArgumentError, IrisError
 from iris_kv.guidance import REFRESH_MS
 from iris_kv.model import Change
 from iris_kv.surfaces import uris
@@ -38,17 +39,57 @@ from iris_kv.surfaces.resources import LISTED_SCOPES
 from iris_kv.workspace import Workspace
 
 COALESCE_S: Final = 1.0
+MAX_LISTENERS: Final = 256
+"""How many clients of each era are told of one workspace's changes."""
+MAX_HEARD: Final = 10_000
+"""How many subscriptions to resources there are for one workspace, over all clients."""
 _RETRY_S: Final = 5.0
 _FIRST_LOOK_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
 
 
-class _Connection(NamedTuple):
+class Connection:
     """A connection of the older eras, and the URIs it subscribed to."""
 
-    session: ServerSession
-    subscribed: set[str]
+    def __init__(self, session: ServerSession) -> None:
+        """Tell a client through its session."""
+        self.session = session
+        self.subscribed: set[str] = set()
+        self.is_open = True
+
+
+class Connections:
+    """The connections of the older eras that are there now."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._by_id: dict[int, Connection] = {}
+
+    def of(self, context: ServerRequestContext[Any, Any]) -> Connection:
+        """Return the connection of a request.
+
+        Raises:
+            InvalidArgumentError: It has not said that it is initialized.
+        """
+        found = self._by_id.get(_connection_id(context))
+        if found is None:
+            raise InvalidArgumentError(
+                "this connection was not initialized", "it is once notifications/initialized was sent", "send that"
+            )
+        return found
+
+    @asynccontextmanager
+    async def entered(self, context: ServerRequestContext[Any, Any]) -> AsyncGenerator[Connection]:
+        """Keep the connection of a request meanwhile."""
+        connection_id, connection = _connection_id(context), Connection(context.session)
+        self._by_id[connection_id] = connection
+        try:
+            yield connection
+        finally:
+            connection.is_open = False
+            if self._by_id.get(connection_id) is connection:
+                del self._by_id[connection_id]
 
 
 class Notifier:
@@ -58,9 +99,10 @@ class Notifier:
         """Follow a workspace once somebody listens."""
         self._workspace = workspace
         self._bus = InMemorySubscriptionBus()
-        self._listen = ListenHandler(self._bus)
-        self._connections: dict[int, _Connection] = {}
-        self._heard: dict[str, set[str]] = {}
+        self._listen = ListenHandler(self._bus, max_subscriptions=MAX_LISTENERS)
+        self._connections: dict[Connection, None] = {}
+        self._heard: dict[str, Counter[str]] = {}
+        self._heard_total = 0
         self._pending: dict[ServerEvent, None] = {}
         self._has_pending = anyio.Event()
         self._has_listener = anyio.Event()
@@ -70,39 +112,65 @@ class Notifier:
 
     # Who listens
 
-    async def on_initialized(self, context: ServerRequestContext[Any, Any], _: NotificationParams) -> None:
-        """Note a client of the older eras."""
-        self._connection(context)
+    @property
+    def n_heard(self) -> int:
+        """How many subscriptions to resources there are, over all clients."""
+        return self._heard_total
+
+    def attend(self, connection: Connection) -> None:
+        """Tell a client of the older eras of changes, as long as its connection is open.
+
+        Where too many are told already, it is not: it sees changes when it looks.
+        """
+        self._forget_closed()
+        if len(self._connections) < MAX_LISTENERS:
+            self._connections[connection] = None
         self._has_listener.set()
 
-    async def on_subscribe(
-        self, context: ServerRequestContext[Any, Any], params: SubscribeRequestParams
-    ) -> EmptyResult:
-        """Note that a client wants to hear of one resource."""
+    async def on_subscribe(self, connection: Connection, params: SubscribeRequestParams) -> EmptyResult:
+        """Note that a client wants to hear of one resource.
+
+        Raises:
+            BusyError: Too many are heard of already.
+        """
         uri = str(params.uri)
-        self._hear(uri)
-        self._connection(context).subscribed.add(uri)
+        self.attend(connection)
+        if connection not in self._connections:
+            raise _too_many(f"{MAX_LISTENERS} clients are told of changes")
+        if uri not in connection.subscribed:
+            self._hear([uri])
+            connection.subscribed.add(uri)
         await self._until_following()
         return EmptyResult()
 
-    async def on_unsubscribe(
-        self, context: ServerRequestContext[Any, Any], params: UnsubscribeRequestParams
-    ) -> EmptyResult:
+    def on_unsubscribe(self, connection: Connection, params: UnsubscribeRequestParams) -> EmptyResult:
         """Note that a client does not want to hear of a resource any more."""
-        self._connection(context).subscribed.discard(str(params.uri))
+        uri = str(params.uri)
+        if connection in self._connections and uri in connection.subscribed:
+            connection.subscribed.discard(uri)
+            self._hear_no_more([uri])
         return EmptyResult()
 
-    def _connection(self, context: ServerRequestContext[Any, Any]) -> _Connection:
-        return self._connections.setdefault(_connection_id(context), _Connection(context.session, set()))
+    def _forget_closed(self) -> None:
+        for connection in [each for each in self._connections if not each.is_open]:
+            del self._connections[connection]
+            self._hear_no_more(connection.subscribed)
 
     async def on_listen(
         self, context: ServerRequestContext[Any, Any], params: SubscriptionsListenRequestParams
     ) -> SubscriptionsListenResult:
         """Serve a client's stream of changes (2026-07-28)."""
-        for uri in params.notifications.resource_subscriptions or ():
-            self._hear(uri)
-        await self._until_following()
-        return await self._listen(context, params)
+        wanted = list(dict.fromkeys(params.notifications.resource_subscriptions or ()))
+        self._hear(wanted)
+        try:
+            await self._until_following()
+            return await self._listen(context, params)
+        finally:
+            self._hear_no_more(wanted)
+
+    def end_streams(self) -> None:
+        """End every client's stream of changes; each is told so."""
+        self._listen.close()
 
     async def _until_following(self) -> None:
         """Answer a subscription only once nothing that happens after the answer is missed."""
@@ -110,13 +178,31 @@ class Notifier:
         with anyio.move_on_after(_FIRST_LOOK_S):
             await self._is_following.wait()
 
-    def _hear(self, uri: str) -> None:
-        """Keep the spelling that a client uses, as it waits for exactly that one.
+    def _hear(self, wanted: Sequence[str]) -> None:
+        """Keep the spellings that a client uses, as it waits for exactly these.
 
         Raises:
-            IrisError: It names no resource of ours.
+            InvalidArgumentError: One names no resource of ours.
+            BusyError: Too many are heard of already; none of them is kept.
         """
-        self._heard.setdefault(uris.parse(uri).uri, set()).add(uri)
+        canonical = [uris.parse(uri).uri for uri in wanted]
+        self._forget_closed()
+        if self._heard_total + len(wanted) > MAX_HEARD:
+            raise _too_many(f"{self._heard_total} resources are subscribed to, and {len(wanted)} more are asked for")
+        self._heard_total += len(wanted)
+        for uri, spelling in zip(canonical, wanted, strict=True):
+            self._heard.setdefault(uri, Counter())[spelling] += 1
+
+    def _hear_no_more(self, spellings: Iterable[str]) -> None:
+        for spelling in spellings:
+            self._heard_total -= 1
+            canonical = uris.parse(spelling).uri
+            heard = self._heard[canonical]
+            heard[spelling] -= 1
+            if not heard[spelling]:
+                del heard[spelling]
+            if not heard:
+                del self._heard[canonical]
 
     # What changes
 
@@ -200,12 +286,13 @@ class Notifier:
             events, self._pending = list(self._pending), {}
             for event in events:
                 await self._bus.publish(event)
-                for connection_id in list(self._connections):
-                    await self._tell(connection_id, event)
+                self._forget_closed()
+                for connection in list(self._connections):
+                    await self._tell(connection, event)
             await anyio.sleep(COALESCE_S)
 
-    async def _tell(self, connection_id: int, event: ServerEvent) -> None:
-        session, subscribed = self._connections[connection_id]
+    async def _tell(self, connection: Connection, event: ServerEvent) -> None:
+        session, subscribed = connection.session, connection.subscribed
         try:
             if isinstance(event, ResourcesListChanged):
                 await session.send_resource_list_changed()
@@ -214,7 +301,15 @@ class Notifier:
             elif isinstance(event, ResourceUpdated) and event.uri in subscribed:
                 await session.send_resource_updated(event.uri)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            self._connections.pop(connection_id, None)
+            connection.is_open = False
+
+
+def _too_many(wrong: str) -> BusyError:
+    return BusyError(
+        wrong,
+        f"{MAX_HEARD} subscriptions and {MAX_LISTENERS} clients are served for one workspace",
+        "unsubscribe from what is not needed, or read the resources when they are needed",
+    )
 
 
 def _connection_id(context: ServerRequestContext[Any, Any]) -> int:

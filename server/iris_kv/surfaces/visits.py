@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,8 @@ from iris_kv.policy import Principal
 from iris_kv.surfaces.notify import Notifier
 from iris_kv.surfaces.tools import AGENT
 from iris_kv.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 
 class Visit(NamedTuple):
@@ -28,6 +31,10 @@ class Visits(Protocol):
 
     def of(self, context: ServerRequestContext[Any, Any]) -> Visit:
         """Return the visit of a request."""
+        ...
+
+    def answered(self, context: ServerRequestContext[Any, Any], tool: str, outcome: str) -> None:
+        """Note how a call of a tool ended: `ok`, or the code of its error."""
         ...
 
     def opening(self) -> Visit | None:
@@ -50,6 +57,11 @@ class OneWorkspace:
         """See `Visits`."""
         del context
         return self._visit
+
+    def answered(self, context: ServerRequestContext[Any, Any], tool: str, outcome: str) -> None:
+        """See `Visits`."""
+        fields = {"operation": f"mcp:{tool}", "outcome": outcome}
+        _log.debug("request %s", context.request_id, extra={"fields": fields})
 
     def opening(self) -> Visit:
         """See `Visits`."""

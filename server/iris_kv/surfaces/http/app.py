@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from iris_kv import __version__
@@ -27,6 +29,7 @@ def build_app(platform: Platform, profile: Profile, access: Access) -> FastAPI:
 
     app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.platform = platform
+    app.state.endpoint = endpoint
     app.add_middleware(AccessMiddleware, access=access)
     path = "/sandboxes/{sandbox}/mcp" if platform.is_shared else "/mcp"
     app.router.routes.append(Route(path, endpoint))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import NamedTuple
 
 import anyio
 from anyio import to_thread
 
 from iris_kv.background import Background
-from iris_kv.errors import ForbiddenError
+from iris_kv.errors import ForbiddenError, IrisError, UnavailableError
 from iris_kv.location import Location
-from iris_kv.model import Clock
+from iris_kv.logs import REQUEST_ID
+from iris_kv.model import SCOPES, Clock, Scope
 from iris_kv.policy import Principal, check_right, may_touch
 from iris_kv.sandboxes import DEFAULT, OpenSandboxes, SandboxRoot, check_id, no_sandbox
 from iris_kv.surfaces.notify import Notifier
@@ -38,6 +39,8 @@ class _Served:
         self.notifier = Notifier(workspace)
 
     async def run(self) -> None:
+        # It outlives the request that opened the workspace.
+        REQUEST_ID.set(None)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(Background(self.workspace).run)
             tasks.start_soon(self.notifier.run)
@@ -80,6 +83,42 @@ class Platform:
     def open_ids(self) -> tuple[str, ...]:
         """The ids of the sandboxes that are open now."""
         return self._open.open_ids
+
+    async def check_ready(self) -> None:
+        """Write to the only workspace's store, or to the root of the sandboxes.
+
+        Raises:
+            IrisError: Why it cannot be written.
+        """
+        if self._root is None:
+            async with self._open.visit(DEFAULT) as served:
+                await (await served.workspace.store()).check_writable()
+        else:
+            await to_thread.run_sync(self._root.check_writable)
+
+    async def usage(self) -> tuple[dict[Scope, int], dict[Scope, int]]:
+        """Return what the workspaces that are open hold together, by scope, and may hold in bytes."""
+        used: dict[Scope, int] = {}
+        quota_bytes: dict[Scope, int] = {}
+        for sandbox in self.open_ids:
+            async with self._open.look(sandbox) as served:
+                if served is not None:
+                    with suppress(IrisError):
+                        store = await served.workspace.store()
+                        for scope in SCOPES:
+                            used[scope] = used.get(scope, 0) + (await store.usage(scope)).bytes
+                            quota = served.workspace.settings.limits(scope).quota_bytes
+                            quota_bytes[scope] = quota_bytes.get(scope, 0) + quota
+        return used, quota_bytes
+
+    async def close_idle(self) -> None:
+        """Close the workspaces that were idle for long enough, which otherwise happens from time to time."""
+        await self._open.close_idle()
+
+    def end_streams(self) -> None:
+        """End the streams of changes that clients listen to, as they would hold a shutdown up."""
+        for served in self._open.residents:
+            served.notifier.end_streams()
 
     def run(self) -> AbstractAsyncContextManager[None]:
         """Let workspaces be visited; in the end every one is closed."""

@@ -1,0 +1,204 @@
+"""GET and POST of a value of 4 KiB over HTTP, as ratios to a bare Starlette route; and 2,000 sandboxes in turn.
+
+Both servers are real processes on this machine, asked in turn over one kept connection each, so that
+what else the machine does falls on both alike. The bare route reads the body and answers the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import IO, Final, NamedTuple, cast
+
+HERE: Final = Path(__file__).parent
+VALUE: Final = b"v" * 4096
+VALUE_PATH: Final = "/api/sandboxes/{sandbox}/kv-cache/value?scope=task&key={key}"
+GET_GOAL: Final = 2.5
+POST_GOAL: Final = 3.0
+RSS_GROWTH_GOAL: Final = 1.1
+
+BARE: Final = """
+import sys
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+VALUE = b"v" * 4096
+
+async def get(request: Request) -> Response:
+    return Response(VALUE, media_type="application/octet-stream")
+
+async def post(request: Request) -> Response:
+    await request.body()
+    return Response(VALUE[:200], 201, media_type="application/json")
+
+routes = [Route("/", get), Route("/", post, methods=["POST"])]
+config = uvicorn.Config(Starlette(routes=routes), port=0, http="h11", log_level="info", access_log=False)
+uvicorn.Server(config).run()
+"""
+
+
+class Served(NamedTuple):
+    """A server process."""
+
+    pid: int
+    connection: HTTPConnection
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> bytes:
+        """Ask for something that must succeed, and return the answer's body."""
+        self.connection.request(method, path, body, dict(headers or {}))
+        answer = self.connection.getresponse()
+        text = answer.read()
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path} answered {answer.status}: {text[:500]!r}")
+        return text
+
+
+@contextmanager
+def served(command: Sequence[str], env: Mapping[str, str]) -> Generator[Served]:
+    """Run a server until the end of the block."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+    try:
+        stderr = cast("IO[str]", process.stderr)
+        found = next(match for line in stderr if (match := re.search(r"http://([^\s:]+):(\d+)", line)))
+        yield Served(process.pid, HTTPConnection(found[1], int(found[2]), timeout=60))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+class Footprint(NamedTuple):
+    """What a process takes."""
+
+    rss_mb: float
+    descriptors: int
+
+    @classmethod
+    def of(cls, pid: int) -> Footprint:
+        """Return the footprint of a process."""
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+        rss = pages * os.sysconf("SC_PAGE_SIZE")
+        return cls(rss / 1e6, len(os.listdir(f"/proc/{pid}/fd")))
+
+
+def iris(*arguments: str) -> list[str]:
+    """Return a command of iris-kv."""
+    return [str(Path(sys.executable).with_name("iris-kv")), *arguments]
+
+
+def median_us(ask: Callable[[int], object], n: int) -> float:
+    """Return the median time of one of `n` calls in microseconds."""
+    times: list[float] = []
+    for each in range(n):
+        started = time.perf_counter()
+        ask(each)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e6
+
+
+def measure_latency(env: Mapping[str, str], rounds: int, n: int) -> list[str]:
+    """Compare both servers in turn, and return the lines of the result."""
+    times: dict[str, list[float]] = {"bare get": [], "get": [], "bare post": [], "post": []}
+    raw = {"content-type": "application/octet-stream"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = iris("serve", "--http", "127.0.0.1:0", "--workspace", folder)
+        with served(command, env) as kv, served([sys.executable, "-c", BARE], env) as bare:
+            path = VALUE_PATH.format(sandbox="default", key="k")
+            kv.ask("POST", path, VALUE, raw)
+            for _ in range(rounds):
+                times["bare get"].append(median_us(lambda _: bare.ask("GET", "/"), n))
+                times["get"].append(median_us(lambda _: kv.ask("GET", path), n))
+                times["bare post"].append(median_us(lambda _: bare.ask("POST", "/", VALUE, raw), n))
+                times["post"].append(median_us(lambda _: kv.ask("POST", path, VALUE, raw), n))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return [
+        _compared("GET value, 4 KiB", medians["get"], medians["bare get"], GET_GOAL),
+        _compared("POST value, 4 KiB, fast", medians["post"], medians["bare post"], POST_GOAL),
+    ]
+
+
+def _compared(name: str, us: float, bare_us: float, goal: float) -> str:
+    ratio = us / bare_us
+    verdict = "met" if ratio <= goal else "MISSED"
+    return f"{name}: {us:.0f} us, bare {bare_us:.0f} us, ratio {ratio:.2f} (goal {goal}: {verdict})"
+
+
+def measure_sandboxes(env: Mapping[str, str], sandboxes: int) -> list[str]:
+    """Use sandboxes in turn twice, and return the lines of the result."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(iris("serve", "--http", "127.0.0.1:0", "--sandboxes", folder), env) as kv,
+    ):
+        headers = {"authorization": f"Bearer {_token(env)}", "content-type": "application/json"}
+        raw = {**headers, "content-type": "application/octet-stream"}
+        found: list[Footprint] = []
+        for n in range(sandboxes):
+            kv.ask("POST", "/api/sandboxes", json.dumps({"id": f"box-{n}"}).encode(), headers)
+            kv.ask("POST", VALUE_PATH.format(sandbox=f"box-{n}", key="k"), VALUE, raw)
+            # What is open at once is open from here on.
+            if n + 1 in (sandboxes // 10, sandboxes):
+                found.append(Footprint.of(kv.pid))
+        for n in range(sandboxes):
+            kv.ask("GET", VALUE_PATH.format(sandbox=f"box-{n}", key="k"), headers=headers)
+        found.append(Footprint.of(kv.pid))
+    names = (f"{sandboxes // 10} sandboxes", f"{sandboxes} sandboxes", f"{sandboxes} again")
+    lines = [
+        f"{name}: RSS {each.rss_mb:.0f} MB, {each.descriptors} descriptors"
+        for name, each in zip(names, found, strict=True)
+    ]
+    growth = found[-1].rss_mb / found[0].rss_mb
+    is_flat = growth <= RSS_GROWTH_GOAL and found[-1].descriptors <= found[0].descriptors
+    return [
+        *lines,
+        f"growth {growth:.2f} (goal {RSS_GROWTH_GOAL}, no more descriptors: {'met' if is_flat else 'MISSED'})",
+    ]
+
+
+def _token(env: Mapping[str, str]) -> str:
+    command = iris("token", "new", "--name", "bench", "--scopes", "kv:admin", "--sandboxes", "*")
+    made = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **env})
+    return made.stdout.strip()
+
+
+def main() -> None:
+    """Measure, print and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--sandboxes", type=int, default=2_000)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        env = {
+            "HOME": home,
+            "XDG_CONFIG_HOME": f"{home}/config",
+            "XDG_STATE_HOME": f"{home}/state",
+            "IRIS_KV_DURABILITY": "fast",
+            "IRIS_KV_HTTP__REQUESTS_PER_SECOND": "unlimited",
+        }
+        lines = [
+            f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores",
+            f"medians of {chosen.rounds} interleaved rounds of {chosen.calls} calls",
+            *measure_latency(env, chosen.rounds, chosen.calls),
+            *measure_sandboxes(env, chosen.sandboxes),
+        ]
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    (HERE / "http.txt").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

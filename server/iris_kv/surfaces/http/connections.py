@@ -1,0 +1,97 @@
+"""HTTP/1.1 connections that cannot be held for nothing: time for a request's head, and a bound on their number."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from iris_kv.surfaces.http.metrics import Metrics
+
+
+class ConnectionLimits(NamedTuple):
+    """How many connections there may be, and how long one may be silent."""
+
+    most: int = 4_000
+    """One more closes the one that has been without a request for longest."""
+    head_s: float = 15.0
+    """How long the first byte and the rest of a request's head may take."""
+    keep_alive_s: float = 30.0
+    """How long a connection stays open behind an answer."""
+
+
+def protocol(limits: ConnectionLimits, metrics: Metrics) -> Callable[..., asyncio.Protocol]:
+    """Return what makes uvicorn's connections, bounded."""
+    waiting: dict[_BoundedConnection, None] = {}
+
+    def connection(
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> _BoundedConnection:
+        return _BoundedConnection(config, server_state, app_state, _loop, limits, metrics, waiting)
+
+    return connection
+
+
+class _BoundedConnection(H11Protocol):
+    """A connection; it is `waiting` while none of its requests is being answered, oldest first."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        loop: asyncio.AbstractEventLoop | None,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+        waiting: dict[_BoundedConnection, None],
+    ) -> None:
+        super().__init__(config, server_state, app_state, loop)
+        self._limits = limits
+        self._metrics = metrics
+        self._waiting = waiting
+        self._head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.most:
+            self._metrics.refused("too_many_connections")
+            # Whoever opens connections and asks nothing loses one; where all are at work, this one goes.
+            next(iter(self._waiting), self).transport.abort()
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_answering():
+            self._stop_waiting()
+        elif self._head is None:
+            self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_answering():
+            self._waiting[self] = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - None before the first request
+
+    def _wait(self) -> None:
+        self._waiting[self] = None
+        self._head = self.loop.call_later(self._limits.head_s, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        self._waiting.pop(self, None)
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
