@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,6 +17,7 @@ from anyio.abc import TaskStatus
 from mcp.server.stdio import stdio_server
 
 from iris_kv.background import Background
+from iris_kv.credentials import TokenFile, token_file_path
 from iris_kv.errorlog import ErrorLog, error_log_path
 from iris_kv.errors import InvalidArgumentError, IrisError, UnavailableError
 from iris_kv.guidance import SystemClock
@@ -141,6 +141,7 @@ async def serve_http(options: HttpOptions, start: Start, arguments: Mapping[str,
     """
     # The stdio server does not wait for these to load.
     from iris_kv.surfaces.http import serving  # noqa: PLC0415 - see above
+    from iris_kv.surfaces.http.access import Access, Place  # noqa: PLC0415 - see above
     from iris_kv.surfaces.http.metrics import Metrics  # noqa: PLC0415 - see above
     from iris_kv.surfaces.http.platform import Limits, Platform  # noqa: PLC0415 - see above
 
@@ -159,7 +160,8 @@ async def serve_http(options: HttpOptions, start: Start, arguments: Mapping[str,
     serving.raise_descriptor_limit()
     with serving.bound(serving.Address.parse(options.address)) as listening:
         address = serving.where(listening)
-        access = partial(serving.access_layer, settings=start.settings, address=address, platform=platform)
+        place = Place(address.host, is_shared=platform.is_shared)
+        access = Access(start.settings.http, TokenFile(token_file_path(), clock), clock, place)
         server = serving.HttpServer(
             platform, start.settings, access, metrics, clock, serving.HttpLimits.of(start.settings)
         )

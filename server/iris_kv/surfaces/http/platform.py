@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 
 from iris_kv.background import Background
-from iris_kv.errors import ForbiddenError, IrisError, UnavailableError
+from iris_kv.errors import ForbiddenError, IrisError
 from iris_kv.location import Location
 from iris_kv.logs import REQUEST_ID
 from iris_kv.model import SCOPES, Clock, Scope

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import resource
@@ -16,12 +15,11 @@ from typing import Final, NamedTuple
 
 import uvicorn
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from iris_kv.errors import ForbiddenError, InvalidArgumentError
+from iris_kv.errors import InvalidArgumentError
 from iris_kv.model import Clock
-from iris_kv.policy import Principal
 from iris_kv.settings import MEGABYTE, Settings
+from iris_kv.surfaces.http.access import Access
 from iris_kv.surfaces.http.app import build_app
 from iris_kv.surfaces.http.connections import ConnectionLimits, protocol
 from iris_kv.surfaces.http.health import Health
@@ -99,11 +97,6 @@ def where(listening: socket.socket) -> Address:
     return Address(host, port)
 
 
-def is_loopback(address: Address) -> bool:
-    """Tell whether only this machine can reach an address."""
-    return ipaddress.ip_address(address.host.partition("%")[0]).is_loopback
-
-
 class HttpLimits(NamedTuple):
     """What the server's clients may take together and each."""
 
@@ -132,7 +125,7 @@ class HttpServer:
         self,
         platform: Platform,
         settings: Settings,
-        access: Callable[[ASGIApp], ASGIApp],
+        access: Access,
         metrics: Metrics,
         clock: Clock,
         limits: HttpLimits,
@@ -142,19 +135,19 @@ class HttpServer:
         Args:
             platform: What is served.
             settings: The server's own, not a sandbox's.
-            access: Puts the check of who asks around an application.
+            access: Who is let in.
             metrics: Where it counts.
             clock: Tells the rates of requests and bodies.
             limits: See `HttpLimits`.
         """
         self.health = Health(platform, metrics)
-        self.app = build_app(platform, settings.profile)
+        self.app = build_app(platform, settings.profile, access)
         self.app.router.routes.extend(self.health.routes())
         rate = Buckets(clock, per_s=limits.per_s, burst=2 * limits.per_s)
         guesses = Buckets(clock, per_s=_GUESSES_PER_S, burst=_GUESSES_BURST)
         # The innermost: it has to know who asks.
         self.app.user_middleware.append(Middleware(RateLimit, buckets=rate, metrics=metrics))
-        known = GuessLimit(access(self.app), guesses, metrics)
+        known = GuessLimit(self.app, guesses, metrics)
         self.asgi = Observed(Bounded(known, limits.requests, metrics, clock), metrics)
         self._platform = platform
         self._server = _Server(self._config(settings, limits, metrics), self._end_streams)
@@ -217,29 +210,6 @@ class _Server(uvicorn.Server):
         _log.info("shutting down: finishing open requests for up to %d s", OPEN_REQUESTS_S)
         self._end_streams()
         await super().shutdown(sockets)
-
-
-def access_layer(app: ASGIApp, settings: Settings, address: Address, platform: Platform) -> ASGIApp:
-    """Return an application behind the check of who asks.
-
-    Raises:
-        ForbiddenError: Others than this machine's own user could ask without showing who they are.
-    """
-    if platform.is_shared or not is_loopback(address):
-        raise ForbiddenError(
-            f"{address} would be served to whoever can reach it",
-            "without tokens only one workspace is served, on this machine's own address",
-            "make a token with `iris-kv token new`, or listen on 127.0.0.1",
-        )
-
-    async def introduced(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            face = "mcp" if scope["path"].endswith("/mcp") else "rest"
-            scope["state"]["principal"] = Principal(author="agent" if face == "mcp" else "user", face=face)
-        await app(scope, receive, send)
-
-    del settings
-    return introduced
 
 
 def raise_descriptor_limit() -> None:
