@@ -98,7 +98,7 @@ class HttpSettings(BaseModel):
     """
     jwt_default_scopes: tuple[Right, ...] = ("kv:read", "kv:write")
     """What a token may do whose claims name no scope of ours."""
-    requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["unlimited"] = 200
+    requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["unlimited"] = 200.0
     """How many requests a second one token, or one address without a token, may make; twice as many at once."""
     trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     """The reverse proxies whose `X-Forwarded-For` tells the client's address; others' is not believed."""

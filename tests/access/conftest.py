@@ -126,9 +126,9 @@ def open_server(tmp_path: Path, clock: Clock, token_file: TokenFile) -> Open:
         place = Place(host, is_shared=shared)
         access = Access(HttpSettings(**settings), token_file, clock, place, recheck_s=recheck_s)
         app = build_app(platform, "full", access)
-        for path in ("/api/sandboxes", "/api/sandboxes/{sandbox}/who"):
+        for path in ("/api/who", "/api/sandboxes/{sandbox}/who"):
             app.router.routes.append(Route(path, _who, methods=["GET", "POST", "DELETE"]))
-        for path in ("/healthz", "/readyz", "/metrics", "/api/openapi.json"):
+        for path in ("/healthz", "/readyz", "/metrics"):
             app.router.routes.append(Route(path, _nothing))
         async with app.router.lifespan_context(app):
             yield Server(app, access, token_file, clock)

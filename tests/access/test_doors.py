@@ -17,7 +17,7 @@ EVIL = "https://evil.example"
 
 async def test_one_workspace_on_loopback_needs_no_token(open_server: Open) -> None:
     async with open_server(shared=False) as server:
-        answer = await server.get("/api/sandboxes")
+        answer = await server.get("/api/who")
 
     assert answer.status_code == 200
     assert answer.json()["name"] == ""
@@ -173,7 +173,7 @@ async def test_what_a_browser_says_of_a_request_without_an_origin_counts(open_se
 
 async def test_answers_are_not_guessed_at_or_run(open_server: Open) -> None:
     async with open_server(shared=False) as server:
-        answer = await server.get("/api/sandboxes")
+        answer = await server.get("/api/who")
 
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"

@@ -80,13 +80,13 @@ def jwk(key: Any, kid: str | None, **more: Any) -> dict[str, Any]:
 
 
 async def who(server: Server, token: str) -> dict[str, Any]:
-    answer = await server.get("/api/sandboxes", token)
+    answer = await server.get("/api/who", token)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 async def refused(server: Server, token: str) -> str:
-    answer = await server.get("/api/sandboxes", token)
+    answer = await server.get("/api/who", token)
     assert answer.status_code == 401, answer.text
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
     assert token not in answer.text
@@ -345,7 +345,7 @@ async def test_keys_serve_for_an_hour_while_the_issuer_is_down(open_server: Open
         server.clock.move(3_600_000)
         await who(server, token)
         server.clock.move(1)
-        late = await server.get("/api/sandboxes", token)
+        late = await server.get("/api/who", token)
         down.clear()
         server.clock.move(10_000)
 
@@ -387,16 +387,16 @@ async def test_an_issuer_that_fails_costs_a_moment_and_nothing_else(open_server:
     async with issuer(app) as url, open_server(jwks_url=url, jwks_timeout_s=0.3) as server:
         with anyio.fail_after(4):
             for _ in range(3):
-                answer = await server.get("/api/sandboxes", signed(RSA_KEY, "RS256", "one"))
+                answer = await server.get("/api/who", signed(RSA_KEY, "RS256", "one"))
                 assert answer.status_code in (401, 503)
-            static = await server.get("/api/sandboxes", server.token())
+            static = await server.get("/api/who", server.token())
     assert static.status_code == 200
     assert "127.0.0.1" not in answer.text
 
 
 async def test_an_issuer_that_is_down_is_told_and_not_asked_by_every_request(open_server: Open) -> None:
     async with open_server(jwks_url="http://127.0.0.1:9/jwks") as server:
-        answers = [await server.get("/api/sandboxes", signed(RSA_KEY, "RS256", "one")) for _ in range(3)]
+        answers = [await server.get("/api/who", signed(RSA_KEY, "RS256", "one")) for _ in range(3)]
 
     assert {each.status_code for each in answers} == {503}
     assert "the issuer's keys cannot be fetched" in answers[0].json()["detail"]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import httpx2
-from starlette.types import ASGIApp, Receive, Scope, Send
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
+from iris_kv.credentials import TokenFile
 from iris_kv.location import Location
 from iris_kv.model import Clock
-from iris_kv.policy import Principal
 from iris_kv.sandboxes import SandboxRoot
 from iris_kv.settings import Settings, settings_at_hand
+from iris_kv.surfaces.http.access import Access, Place
 from iris_kv.surfaces.http.connections import ConnectionLimits
 from iris_kv.surfaces.http.limits import RequestLimits
 from iris_kv.surfaces.http.metrics import Metrics
@@ -35,6 +38,7 @@ class Running(NamedTuple):
     address: Address
     platform: Platform
     metrics: Metrics
+    tokens: TokenFile
 
     @property
     def url(self) -> str:
@@ -43,24 +47,24 @@ class Running(NamedTuple):
     def mcp(self, sandbox: str | None = None) -> str:
         return f"{self.url}/mcp" if sandbox is None else f"{self.url}/sandboxes/{sandbox}/mcp"
 
+    def bearer(self, name: str) -> dict[str, str]:
+        """Return the headers of a new token of that name, which may do everything everywhere."""
+        return {"authorization": f"Bearer {self.tokens.create(name, ('kv:admin',), None)[0]}"}
+
+    @asynccontextmanager
+    async def client(self, sandbox: str | None = None, *, mode: Any) -> AsyncGenerator[Client]:
+        """Connect a client, with a token where a sandbox is named."""
+        headers = {} if sandbox is None else self.bearer(f"client-{secrets.token_hex(4)}")
+        async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
+            transport = streamable_http_client(self.mcp(sandbox), http_client=http)
+            async with Client(transport, mode=mode) as client:
+                yield client
+
     async def measured(self, name: str) -> float:
         """Return a metric by its name and labels as they are written; 0 where there is none yet."""
         async with httpx2.AsyncClient() as client:
             lines = (await client.get(f"{self.url}/metrics")).text.splitlines()
         return next((float(line.removeprefix(f"{name} ")) for line in lines if line.startswith(f"{name} ")), 0.0)
-
-
-def everybody(app: ASGIApp) -> ASGIApp:
-    """Let everybody in; whoever shows a name in `x-name` has it."""
-
-    async def introduced(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            name = dict(scope["headers"]).get(b"x-name", b"").decode()
-            face = "mcp" if scope["path"].endswith("/mcp") else "rest"
-            scope["state"]["principal"] = Principal(author="agent", face=face, name=name)
-        await app(scope, receive, send)
-
-    return introduced
 
 
 @asynccontextmanager
@@ -81,7 +85,10 @@ async def running(
 
     only = None if shared else Location(root=folder, reason="test")
     platform = Platform(only, SandboxRoot(folder) if shared else None, open_workspace, clock, open_limits or Limits())
-    server = HttpServer(platform, Settings(profile="full"), everybody, metrics, clock, limits)
+    tokens = TokenFile(folder.parent / f"{folder.name}-tokens" / "tokens.json", clock)
+    settings = Settings(profile="full")
+    access = Access(settings.http, tokens, clock, Place("127.0.0.1", is_shared=shared))
+    server = HttpServer(platform, settings, access, metrics, clock, limits)
     with bound(Address("127.0.0.1", 0)) as listening, anyio.fail_after(120):
         async with anyio.create_task_group() as tasks:
             address = where(listening)
@@ -89,5 +96,5 @@ async def running(
             async with httpx2.AsyncClient() as client:
                 # The answer comes once the server has started: the socket listens already.
                 assert (await client.get(f"http://{address}/healthz", timeout=30)).status_code == 200
-            yield Running(address, platform, metrics)
+            yield Running(address, platform, metrics, tokens)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -11,7 +11,6 @@ import anyio
 import httpx2
 import pytest
 from anyio.abc import SocketStream
-from mcp import Client
 from tests.conftest import Clock
 from tests.surfaces.conftest import Era, Session
 from tests.surfaces.http_server import BODY_BYTES, UNBOUNDED, Running, running
@@ -97,12 +96,14 @@ async def test_a_request_is_logged_without_its_secrets(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "box").mkdir()
-    headers = {"x-name": "backend", "authorization": "Bearer s3cret-token"}
     with caplog.at_level(logging.INFO, "iris_kv.requests"):
         async with running(tmp_path, clock, shared=True) as server:
+            headers = server.bearer("backend")
+            secret = headers["authorization"].removeprefix("Bearer ")
             async with httpx2.AsyncClient(headers=headers) as http:
-                await http.get(f"{server.mcp('box')}?token=s3cret-query")
-            async with Client(server.mcp("box"), mode="auto") as client:
+                await http.get(f"{server.mcp('box')}?name=s3cret-query")
+                await http.get(f"{server.mcp('box')}?token={secret}")
+            async with server.client("box", mode="auto") as client:
                 await Session(client).call("cache_put", scope="task", key="s3cret-key", value="s3cret-value")
                 await Session(client).refusal("cache_get", scope="task", key="s3cret-missing")
 
@@ -115,12 +116,13 @@ async def test_a_request_is_logged_without_its_secrets(
     }
     assert all(line["ms"] >= 0 and line["sent"] >= 0 for line in told)
     assert "s3cret" not in str(told) + caplog.text
+    assert secret not in str(told) + caplog.text
 
 
 async def test_metrics_count_tools_of_either_era_and_hold_no_names(era: Era, tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "box-name").mkdir()
     async with running(tmp_path, clock, shared=True) as server:
-        async with Client(server.mcp("box-name"), mode=era) as client:
+        async with server.client("box-name", mode=era) as client:
             session = Session(client)
             await session.call("cache_put", scope="task", key="key-name", value="12345")
             await session.call("cache_get", scope="task", key="key-name")
@@ -171,7 +173,7 @@ async def test_a_truncated_or_slow_body_writes_nothing(workspace: Path, clock: C
         async with await connected(server) as slow:
             await slow.send(head("/mcp", accepted, f"content-length: {len(body)}") + body[:-5])
             told = await answer(slow)
-        async with Client(server.mcp(), mode="auto") as client:
+        async with server.client(mode="auto") as client:
             missing = await Session(client).refusal("cache_get", scope="task", key="k")
         counted = await server.measured('iris_kv_refused_requests_total{reason="too_slow"}')
 
@@ -211,11 +213,12 @@ async def test_too_many_or_too_large_headers_are_refused(
 async def test_each_token_has_its_own_rate(workspace: Path, clock: Clock) -> None:
     limits = UNBOUNDED._replace(per_s=2.0)
     async with running(workspace, clock, limits=limits) as server, httpx2.AsyncClient(base_url=server.url) as client:
-        first = [(await client.get("/none", headers={"x-name": "a"})).status_code for _ in range(5)]
-        refused = await client.get("/none", headers={"x-name": "a"})
-        other = await client.get("/none", headers={"x-name": "b"})
+        a, b = server.bearer("a"), server.bearer("b")
+        first = [(await client.get("/none", headers=a)).status_code for _ in range(5)]
+        refused = await client.get("/none", headers=a)
+        other = await client.get("/none", headers=b)
         clock.move(1000 * int(refused.headers["retry-after"]))
-        later = await client.get("/none", headers={"x-name": "a"})
+        later = await client.get("/none", headers=a)
 
     assert first == [404, 404, 404, 404, 429]
     assert (refused.status_code, refused.json()["code"]) == (429, "busy")
@@ -228,7 +231,7 @@ async def test_five_hundred_idle_connections_hinder_nobody(workspace: Path, cloc
         try:
             for stream in idle[::2]:
                 await stream.send(b"GET /healthz HTTP/1.1\r\nho")
-            async with Client(server.mcp(), mode="auto") as client:
+            async with server.client(mode="auto") as client:
                 tools = await client.list_tools()
                 stored = await Session(client).call("cache_put", scope="task", key="k", value="v")
         finally:
@@ -277,7 +280,7 @@ async def test_sandboxes_used_in_turn_are_closed_when_idle_or_too_many(tmp_path:
         for turn in range(2):
             for name in names:
                 clock.move(1)
-                async with Client(server.mcp(name), mode="auto") as client:
+                async with server.client(name, mode="auto") as client:
                     session = Session(client)
                     if turn == 0:
                         await session.call("cache_put", scope="task", key="k", value=name)
@@ -296,7 +299,7 @@ async def test_sandboxes_used_in_turn_are_closed_when_idle_or_too_many(tmp_path:
 async def test_a_listener_keeps_its_sandbox_open_only_while_it_listens(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "box").mkdir()
     async with running(tmp_path, clock, shared=True, open_limits=Limits(idle_s=60)) as server:
-        async with Client(server.mcp("box"), mode="auto") as client, client.listen(resources_list_changed=True):
+        async with server.client("box", mode="auto") as client, client.listen(resources_list_changed=True):
             clock.move(600_000)
             await server.platform.close_idle()
             during = server.platform.open_ids
@@ -316,10 +319,10 @@ async def test_a_broken_configuration_of_a_sandbox_serves_instructions_and_answe
     (tmp_path / "box/.iris/config.toml").write_text("nonsense")
     (tmp_path / "good").mkdir()
     async with running(tmp_path, clock, shared=True) as server:
-        async with Client(server.mcp("box"), mode=era) as client:
+        async with server.client("box", mode=era) as client:
             instruction = await Session(client).call("get_instruction", tag="research")
             refused = await Session(client).refusal("cache_list", scope="task")
-        async with Client(server.mcp("good"), mode=era) as client:
+        async with server.client("good", mode=era) as client:
             stored = await Session(client).call("cache_put", scope="task", key="k", value="v")
 
     assert "# Research" in instruction
@@ -360,7 +363,7 @@ async def test_a_listener_of_the_present_era_is_told_that_its_stream_ends(worksp
     heard, told = anyio.Event(), anyio.Event()
 
     async def listen(server: Running) -> None:
-        async with Client(server.mcp(), mode="auto") as client, client.listen(resources_list_changed=True) as changes:
+        async with server.client(mode="auto") as client, client.listen(resources_list_changed=True) as changes:
             heard.set()
             async for _ in changes:
                 pass

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from mcp import Client
 from mcp.shared.exceptions import MCPError
 from tests.conftest import Clock
 from tests.surfaces.conftest import LocalSession, Open
@@ -68,7 +67,7 @@ async def test_more_clients_than_are_told_of_changes_still_work(
 async def test_what_a_session_over_http_subscribed_to_is_given_back_at_its_end(workspace: Path, clock: Clock) -> None:
     async with running(workspace, clock) as server:
         for _ in range(3):
-            async with Client(server.mcp(), mode="legacy") as client:
+            async with server.client(mode="legacy") as client:
                 await client.subscribe_resource("iris-kv://cache/task/k")
                 (served,) = server.platform._open.residents
                 assert served.notifier.n_heard == 1

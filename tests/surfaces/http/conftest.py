@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+from iris_kv.credentials import TokenFile
 from iris_kv.guidance import SystemClock
 from iris_kv.location import Location
 from iris_kv.model import Clock
-from iris_kv.policy import Principal
+from iris_kv.policy import RIGHTS, Right
 from iris_kv.sandboxes import SandboxRoot
 from iris_kv.settings import Settings
+from iris_kv.surfaces.http.access import Access, Place
 from iris_kv.surfaces.http.app import build_app
 from iris_kv.surfaces.http.platform import Limits, Platform
 from iris_kv.workspace import Workspace
 
 FAST = Settings(durability="fast")
-ADMIN = Principal(author="user", face="rest", name="test")
 BASE = "http://127.0.0.1"
 CACHE = "/api/sandboxes/default/kv-cache"
-
-
-class WithPrincipal:
-    """Puts one principal before every route, in place of the access control."""
-
-    def __init__(self, app: ASGIApp, principal: Principal) -> None:
-        self.app = app
-        self.principal = principal
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            face = "mcp" if scope["path"].endswith("/mcp") else "rest"
-            author = "agent" if face == "mcp" else self.principal.author
-            scope.setdefault("state", {})["principal"] = self.principal.model_copy(
-                update={"face": face, "author": author}
-            )
-        await self.app(scope, receive, send)
 
 
 class Http(httpx2.AsyncClient):
@@ -74,17 +58,25 @@ class Http(httpx2.AsyncClient):
         return answer.json()
 
 
+class Served(NamedTuple):
+    """The application, and the headers with which it lets a client in."""
+
+    app: FastAPI
+    headers: Mapping[str, str]
+
+
 class MakeApp(Protocol):
-    """Makes the application as a principal sees it: of one workspace, or with `root` of sandboxes."""
+    """Makes the application of one workspace, or with `root` of sandboxes, and a token with some rights."""
 
     def __call__(
         self,
         *,
-        principal: Principal = ...,
+        rights: Sequence[Right] = ...,
+        sandboxes: Sequence[str] | None = ...,
         root: Path | None = ...,
         settings: Settings = ...,
         clock: Clock | None = ...,
-    ) -> FastAPI: ...
+    ) -> Served: ...
 
 
 class OpenHttp(Protocol):
@@ -93,7 +85,8 @@ class OpenHttp(Protocol):
     def __call__(
         self,
         *,
-        principal: Principal = ...,
+        rights: Sequence[Right] = ...,
+        sandboxes: Sequence[str] | None = ...,
         root: Path | None = ...,
         settings: Settings = ...,
         clock: Clock | None = ...,
@@ -103,21 +96,25 @@ class OpenHttp(Protocol):
 def app_of(
     workspace: Path,
     *,
-    principal: Principal = ADMIN,
+    rights: Sequence[Right] = RIGHTS,
+    sandboxes: Sequence[str] | None = None,
     root: Path | None = None,
     settings: Settings = FAST,
     clock: Clock | None = None,
-) -> FastAPI:
-    """Return the application of a workspace, or of the sandboxes of a root, as a principal sees it."""
+) -> Served:
+    """Return the application of a workspace, or of the sandboxes of a root, with a token for it."""
+    now = clock or SystemClock()
 
     def opened(location: Location) -> Workspace:
         return Workspace(location, settings, face="rest", clock=clock)
 
     only = Location(root=workspace, reason="test") if root is None else None
-    sandboxes = None if root is None else SandboxRoot(root)
-    app = build_app(Platform(only, sandboxes, opened, clock or SystemClock(), Limits()), "full")
-    app.add_middleware(WithPrincipal, principal=principal)
-    return app
+    platform = Platform(only, None if root is None else SandboxRoot(root), opened, now, Limits())
+    tokens = TokenFile(workspace.with_name(f"{workspace.name}-{secrets.token_hex(4)}") / "tokens.json", now)
+    # Before there is a token, so that one workspace does without.
+    access = Access(settings.http, tokens, now, Place("127.0.0.1", is_shared=root is not None))
+    token, _ = tokens.create("test", tuple(rights), None if sandboxes is None else tuple(sandboxes))
+    return Served(build_app(platform, "full", access), {"authorization": f"Bearer {token}"})
 
 
 @pytest.fixture
@@ -129,10 +126,10 @@ def make_app(workspace: Path) -> MakeApp:
 def open_http(make_app: MakeApp) -> OpenHttp:
     @asynccontextmanager
     async def opener(**options: Any) -> AsyncGenerator[Http]:
-        app = make_app(**options)
+        app, headers = make_app(**options)
         async with app.router.lifespan_context(app):
             transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-            async with Http(transport=transport, base_url=BASE) as client:
+            async with Http(transport=transport, base_url=BASE, headers=headers) as client:
                 client.app = app
                 yield client
 
@@ -184,8 +181,8 @@ async def on_a_socket(app: FastAPI) -> AsyncGenerator[int]:
 def open_socket(make_app: MakeApp) -> OpenHttp:
     @asynccontextmanager
     async def opener(**options: Any) -> AsyncGenerator[Http]:
-        app = make_app(**options)
-        async with on_a_socket(app) as port, Http(base_url=f"{BASE}:{port}") as client:
+        app, headers = make_app(**options)
+        async with on_a_socket(app) as port, Http(base_url=f"{BASE}:{port}", headers=headers) as client:
             client.app = app
             yield client
 

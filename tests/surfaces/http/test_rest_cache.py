@@ -15,8 +15,6 @@ from tests.conftest import Clock
 from tests.surfaces.conftest import Session
 from tests.surfaces.http.conftest import BASE, CACHE, Http, OpenHttp
 
-from iris_kv.policy import Principal
-
 HOUR_MS = 3_600_000
 
 
@@ -171,8 +169,7 @@ async def test_an_administrator_creates_sandboxes_that_share_nothing(open_http: 
 async def test_a_sandbox_that_a_token_may_not_touch_does_not_exist(open_http: OpenHttp, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    only_a = Principal(author="user", face="rest", sandboxes=frozenset({"a"}))
-    async with open_http(root=tmp_path, principal=only_a) as http:
+    async with open_http(root=tmp_path, sandboxes=["a"]) as http:
         listed = (await http.get("/api/sandboxes")).json()
         hidden = await http.get("/api/sandboxes/b/kv-cache/stats")
         absent = await http.get("/api/sandboxes/c/kv-cache/stats")
@@ -184,8 +181,7 @@ async def test_a_sandbox_that_a_token_may_not_touch_does_not_exist(open_http: Op
 
 
 async def test_only_an_administrator_creates_a_sandbox(open_http: OpenHttp, tmp_path: Path) -> None:
-    writer = Principal(author="user", face="rest", rights=frozenset({"kv:read", "kv:write"}))
-    async with open_http(root=tmp_path, principal=writer) as http:
+    async with open_http(root=tmp_path, rights=["kv:read", "kv:write"]) as http:
         answer = await http.post("/api/sandboxes", json={"id": "a"})
 
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
@@ -305,7 +301,7 @@ async def test_what_rest_writes_mcp_reads_and_the_other_way_round(open_http: Ope
     async with open_http() as http:
         transport = httpx2.ASGITransport(http.app)
         async with (
-            httpx2.AsyncClient(transport=transport, base_url=BASE) as inner,
+            httpx2.AsyncClient(transport=transport, base_url=BASE, headers=http.headers) as inner,
             Client(streamable_http_client(f"{BASE}/mcp", http_client=inner), cache=None) as client,
         ):
             mcp = Session(client)

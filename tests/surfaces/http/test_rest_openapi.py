@@ -47,12 +47,11 @@ EXAMPLES = 25
 def described_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
     root = tmp_path_factory.mktemp("schemathesis")
     (root / "default").mkdir()
-    with in_a_thread(app_of(root, root=root)) as address:
+    app, headers = app_of(root, root=root)
+    with in_a_thread(app) as address:
         description = httpx2.get(f"{address}/api/openapi.json").json()
-        # Who may do what is tested with the access control, which is not here.
-        del description["security"]
         schema = schemathesis.openapi.from_dict(description)
-        schema.config.update(base_url=address)
+        schema.config.update(base_url=address, headers=dict(headers))
         yield schema
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
-from tests.surfaces.http.conftest import CACHE, Http, OpenHttp, bound
+from tests.surfaces.http.conftest import CACHE, Http, OpenHttp
+from tests.surfaces.http_process import started
 
 from iris_kv.model import digest_of
 
@@ -32,7 +30,12 @@ async def connected(http: Http) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 def request_head(key: str, *headers: str) -> bytes:
     """Return the head of a raw POST."""
-    lines = [f"POST {CACHE}/value?scope=artifacts&key={key} HTTP/1.1", "Host: x", "Content-Type: text/plain", *headers]
+    lines = [
+        f"POST {CACHE}/value?scope=artifacts&key={key} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: text/plain",
+        *headers,
+    ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
@@ -104,7 +107,7 @@ async def test_a_body_announced_as_too_large_is_refused_before_it_comes(open_soc
 async def test_bytes_that_are_no_address_are_refused(open_socket: OpenHttp, line: str) -> None:
     async with open_socket() as http:
         reader, writer = await connected(http)
-        writer.write(line.encode("latin-1") + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(line.encode("latin-1") + b"\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         with anyio.fail_after(10):
             answer = await reader.read()
         writer.close()
@@ -115,25 +118,12 @@ async def test_bytes_that_are_no_address_are_refused(open_socket: OpenHttp, line
 # A hundred at once
 
 
-SERVER = """
-import sys
-from pathlib import Path
-import uvicorn
-from tests.surfaces.http.conftest import app_of
-uvicorn.run(app_of(Path(sys.argv[1])), fd=int(sys.argv[2]), log_level="critical")
-"""
-
-
 @pytest.fixture
-def process(workspace: Path) -> Iterator[tuple[int, int]]:
-    """A server in a process of its own: its port and its id."""
-    with bound() as listener:
-        command = [sys.executable, "-c", SERVER, str(workspace), str(listener.fileno())]
-        root = str(Path(__file__).parents[3])
-        env = {**os.environ, "PYTHONPATH": root}
-        with subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=root, env=env) as running:
-            yield listener.getsockname()[1], running.pid
-            running.terminate()
+def process(workspace: Path, tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """The real server: its port and its id."""
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    with started("--http", "127.0.0.1:0", "--workspace", str(workspace), "--durability", "fast", env=env) as server:
+        yield int(server.url.rpartition(":")[2]), server.process.pid
 
 
 def peak_rss_kb(pid: int) -> int:
@@ -144,7 +134,7 @@ def peak_rss_kb(pid: int) -> int:
 async def transfer(port: int, head: str, body: bytes = b"") -> tuple[int, str]:
     """Send a request over a bare connection, as a client's library costs more than the server; return status and digest."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK)
-    writer.write(f"{head}\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+    writer.write(f"{head}\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode())
     for at in range(0, len(body), CHUNK):
         writer.write(body[at : at + CHUNK])
         await writer.drain()

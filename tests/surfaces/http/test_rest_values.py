@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import anyio
 import pytest
@@ -12,7 +12,7 @@ from tests.conftest import Clock
 from tests.surfaces.http.conftest import CACHE, OpenHttp
 from tests.surfaces.test_cli_verbs import BINARY, HOSTILE_KEYS
 
-from iris_kv.policy import Principal
+from iris_kv.policy import RIGHTS
 from iris_kv.settings import ScopeSettings, ScopesSettings, Settings
 
 HOUR_MS = 3_600_000
@@ -446,10 +446,6 @@ async def test_a_damaged_value_is_never_served(open_http: OpenHttp, workspace) -
     assert (answer.status_code, answer.json()["code"]) == (500, "corrupt")
 
 
-READER = Principal(author="user", face="rest", rights=frozenset({"kv:read"}))
-WRITER = Principal(author="agent", face="rest", rights=frozenset({"kv:write"}))
-
-
 async def test_each_operation_needs_its_right(open_http: OpenHttp) -> None:
     address = {"scope": "artifacts", "key": "k"}
     operations = {
@@ -465,21 +461,12 @@ async def test_each_operation_needs_its_right(open_http: OpenHttp) -> None:
         ("POST", "seed-instructions"): ({}, "kv:admin"),
         ("DELETE", "clear-scope"): ({"scope": "task", "confirm": "true"}, "kv:admin"),
     }
-    for held in ("kv:read", "kv:write", "kv:admin"):
-        principal = Principal(author="user", face="rest", rights=frozenset({held}))
-        async with open_http(principal=principal) as http:
+    for held in RIGHTS:
+        async with open_http(rights=[held]) as http:
             for (method, name), (query, needed) in operations.items():
                 headers = {"Content-Type": "text/plain"}
                 answer = await http.request(method, f"{CACHE}/{name}", params=query, headers=headers)
                 assert (answer.status_code == 403) is (held not in (needed, "kv:admin")), (held, method, name)
-
-
-async def test_a_token_of_an_agent_writes_as_an_agent(open_http: OpenHttp) -> None:
-    async with open_http(principal=WRITER) as http:
-        info = (await http.put("k")).json()
-
-    assert info["provenance"] == {"author": "agent", "face": "rest"}
-    assert unquote(info["key"]) == "k"
 
 
 async def test_large_json_is_stored_as_it_is_or_not_at_all(open_http: OpenHttp) -> None:
