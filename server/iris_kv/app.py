@@ -162,6 +162,8 @@ async def serve_http(options: HttpOptions, start: Start, arguments: Mapping[str,
         address = serving.where(listening)
         place = Place(address.host, is_shared=platform.is_shared)
         access = Access(start.settings.http, TokenFile(token_file_path(), clock), clock, place)
+        if access.waits_for_tokens:
+            _log.warning("a token is needed and there is none yet: make one with `iris-kv token new`")
         server = serving.HttpServer(
             platform, start.settings, access, metrics, clock, serving.HttpLimits.of(start.settings)
         )

@@ -126,7 +126,9 @@ async def _seed_one(store: Store, copy: _Copy, limits: Limits, sources: Sequence
             if_digest="" if held is None else held.digest,
         )
     except ConflictError:
-        return "kept"
+        # Another was faster, such as the background work of this process; mostly it wrote the same.
+        held = await _head(store, copy.scope, copy.key)
+        return "unchanged" if held is not None and held.digest == digest_of(copy.value) else "kept"
     return "written"
 
 

@@ -87,8 +87,6 @@ async def test_it_listens_on_ipv6_and_logs_json(tmp_path: Path, home: Mapping[st
         (["--http", "127.0.0.1:99999", "--workspace", "."], "is no address"),
         (["--http", "::1:8765", "--workspace", "."], "is no address"),
         (["--http", "203.0.113.9:0", "--workspace", "."], "cannot be listened on"),
-        (["--http", "0.0.0.0:0", "--workspace", "."], "whoever can reach it"),
-        (["--http", ":0", "--sandboxes", "."], "whoever can reach it"),
     ],
 )
 def test_what_cannot_or_must_not_be_served_says_why(
@@ -99,6 +97,26 @@ def test_what_cannot_or_must_not_be_served_says_why(
     assert code in (2, 6)
     assert told in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("arguments", [("--http", "0.0.0.0:0", "--workspace"), ("--http", ":0", "--sandboxes")])
+async def test_whoever_can_reach_it_needs_a_token_which_can_be_made_later(
+    arguments: tuple[str, ...], tmp_path: Path, home: Mapping[str, str]
+) -> None:
+    with started(*arguments, str(tmp_path), env=home) as server:
+        url = f"{server.url}/api/sandboxes".replace("0.0.0.0", "127.0.0.1")
+        async with httpx2.AsyncClient() as client:
+            without = await client.get(url)
+            made = subprocess.run(
+                [str(Path(sys.executable).with_name("iris-kv")), "token", "new", "--name", "backend", "--scopes", "kv:read", "--sandboxes", "*"],
+                check=True, capture_output=True, text=True, env={**os.environ, **home},
+            )  # fmt: skip
+            token = next(word for word in made.stdout.split() if word.startswith("ikv_"))
+            found = await client.get(url, headers={"authorization": f"Bearer {token}"})
+        server.end()
+
+    assert (without.status_code, found.status_code) == (401, 200)
+    assert any("level=WARNING" in line and "`iris-kv token new`" in line for line in server.lines)
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, home: Mapping[str, str]) -> None:

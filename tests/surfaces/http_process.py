@@ -26,10 +26,11 @@ class HttpProcess:
         )
         self._stderr = cast("IO[str]", self.process.stderr)
         self._watchdog = threading.Timer(PATIENCE_S, self.process.kill)
+        self._watchdog.daemon = True
         self._watchdog.start()
         self.lines: list[str] = []
         self.url = self._started()
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self._stderr))
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self._stderr), daemon=True)
         self._reader.start()
 
     def _started(self) -> str:

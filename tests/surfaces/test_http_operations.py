@@ -39,7 +39,7 @@ async def answer(stream: SocketStream) -> str:
 
 
 def head(path: str, *headers: str, method: str = "POST") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "host: x", "content-type: application/json", *headers]
+    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

@@ -114,7 +114,7 @@ def app_of(
     # Before there is a token, so that one workspace does without.
     access = Access(settings.http, tokens, now, Place("127.0.0.1", is_shared=root is not None))
     token, _ = tokens.create("test", tuple(rights), None if sandboxes is None else tuple(sandboxes))
-    return Served(build_app(platform, "full", access), {"authorization": f"Bearer {token}"})
+    return Served(build_app(platform, "full", access), {"Authorization": f"Bearer {token}"})
 
 
 @pytest.fixture

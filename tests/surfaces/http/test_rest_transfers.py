@@ -121,8 +121,12 @@ async def test_bytes_that_are_no_address_are_refused(open_socket: OpenHttp, line
 @pytest.fixture
 def process(workspace: Path, tmp_path: Path) -> Iterator[tuple[int, int]]:
     """The real server: its port and its id."""
-    env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_STATE_HOME": str(tmp_path / "state")}
-    with started("--http", "127.0.0.1:0", "--workspace", str(workspace), "--durability", "fast", env=env) as server:
+    env = {
+        "IRIS_KV_DURABILITY": "fast",
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }
+    with started("--http", "127.0.0.1:0", "--workspace", str(workspace), env=env) as server:
         yield int(server.url.rpartition(":")[2]), server.process.pid
 
 

@@ -78,6 +78,7 @@ class Access:
         self.recheck_s = recheck_s
         self.doors = Doors(settings, place.host)
         self.verifier = Verifier(tokens, JwtVerifier(settings, keys, clock) if has_jwts else None)
+        has_tokens = bool(tokens.tokens())
         # Decided once: revoking the last token must not open the server.
         self.needs_token = (
             place.is_shared
@@ -86,8 +87,9 @@ class Access:
             or has_jwts
             or settings.public_url is not None
             or bool(settings.allowed_hosts)
-            or bool(tokens.tokens())
+            or has_tokens
         )
+        self.waits_for_tokens = self.needs_token and not has_jwts and not has_tokens
 
 
 class AccessMiddleware:
@@ -208,7 +210,7 @@ class AccessMiddleware:
             return problem_response(error, headers=challenge(scope, doors, "invalid_token" if was_sent else None))
         if scope["path"] == _METRICS and isinstance(error, ForbiddenError):
             return problem_response(error, headers=challenge(scope, doors, "insufficient_scope", "kv:read"))
-        return problem_response(error, headers={"retry-after": "10"})
+        return problem_response(error, headers={"Retry-After": "10"})
 
     async def _while_accepted(self, token: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that may stay open for hours, as long as its token is accepted."""
