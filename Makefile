@@ -27,7 +27,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
 
 bench-http: $(READY)
-	$(BIN)/python benchmarks/http.py
+	$(BIN)/python benchmarks/over_http.py
 
 bench-split: $(READY)
 	$(BIN)/python benchmarks/split.py

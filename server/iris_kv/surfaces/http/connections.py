@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ class _BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        # asyncio does it for sockets that name their protocol; `socket.create_server` makes others.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > self._limits.most:
             self._metrics.refused("too_many_connections")
             # Whoever opens connections and asks nothing loses one; where all are at work, this one goes.

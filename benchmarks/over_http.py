@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,10 +76,12 @@ def served(command: Sequence[str], env: Mapping[str, str]) -> Generator[Served]:
     try:
         stderr = cast("IO[str]", process.stderr)
         found = next(match for line in stderr if (match := re.search(r"http://([^\s:]+):(\d+)", line)))
+        # A log that nobody reads would fill its pipe and stop the server.
+        threading.Thread(target=lambda: [None for _ in stderr], daemon=True).start()
         yield Served(process.pid, HTTPConnection(found[1], int(found[2]), timeout=60))
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(60)
 
 
 class Footprint(NamedTuple):
@@ -197,7 +200,7 @@ def main() -> None:
         ]
     text = "\n".join(lines) + "\n"
     print(text, end="")
-    (HERE / "http.txt").write_text(text, "utf-8")
+    (HERE / "over_http.txt").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
