@@ -48,7 +48,7 @@ async def post(request: Request) -> Response:
     return Response(VALUE[:200], 201, media_type="application/json")
 
 routes = [Route("/", get), Route("/", post, methods=["POST"])]
-config = uvicorn.Config(Starlette(routes=routes), port=0, http="h11", log_level="info", access_log=False)
+config = uvicorn.Config(Starlette(routes=routes), port=0, http="h11", log_level="info", access_log=False, timeout_keep_alive=60)
 uvicorn.Server(config).run()
 """
 

@@ -145,7 +145,7 @@ class _Room(Generic[R]):
     """One sandbox: its resident while it is open, and how many visit it now."""
 
     def __init__(self) -> None:
-        self.lock = anyio.Lock()
+        self.lock = anyio.Lock(fast_acquire=True)
         self.resident: R | None = None
         self.scope = anyio.CancelScope()
         self.visitors = 0

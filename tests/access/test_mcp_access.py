@@ -12,7 +12,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend
 from mcp.shared.exceptions import MCPError
-from mcp.types import TextContent
+from mcp.types import ResourceTemplateReference, TextContent
 from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
@@ -106,6 +106,27 @@ async def test_what_reads_needs_the_right_to_read(open_server: Open, era: Any) -
         ):
             with pytest.raises(MCPError, match=r"forbidden: \S+ needs the scope kv:read"):
                 await work()
+
+
+async def test_completing_and_subscribing_need_the_right_to_read(open_server: Open, era: Any) -> None:
+    of = ResourceTemplateReference(type="ref/resource", uri="iris-kv://instructions/{tag}")
+
+    async def listen(client: Client) -> None:
+        async with client.listen(resources_list_changed=True):
+            pass
+
+    works = [
+        lambda client: client.complete(of, {"name": "tag", "value": "r"}),
+        listen if era == "auto" else lambda client: client.subscribe_resource("iris-kv://stats"),
+    ]
+    async with open_server() as server:
+        async with connected(server, era, server.token(scopes="kv:write")) as client:
+            for work in works:
+                with pytest.raises(MCPError, match=r"forbidden: \S+ needs the scope kv:read"):
+                    await work(client)
+        async with connected(server, era, server.token("reader", scopes="kv:read")) as client:
+            for work in works:
+                await work(client)
 
 
 async def test_a_sandbox_of_others_is_not_found_over_mcp(open_server: Open) -> None:

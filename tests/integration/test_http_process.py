@@ -213,6 +213,9 @@ HEADERS = {
 }
 
 
+PLAIN = {"content-type": "text/plain"}
+
+
 def call(key: str, value: str) -> dict[str, Any]:
     arguments = {"scope": "task", "key": key, "value": value}
     meta = {
@@ -230,8 +233,14 @@ async def put_over_mcp(client: httpx2.AsyncClient, key: str, value: str) -> bool
     return answer.status_code == 200 and f'stored \\"{key}\\"' in answer.text
 
 
-# At the merge with REST: add `put_over_rest`, which posts to /api/sandboxes/default/kv-cache/value.
-@pytest.mark.parametrize("put", [put_over_mcp])
+async def put_over_rest(client: httpx2.AsyncClient, key: str, value: str) -> bool:
+    """Put a value as a raw body; tell whether it was acknowledged."""
+    address = {"scope": "task", "key": key}
+    answer = await client.post("/api/sandboxes/default/kv-cache/value", params=address, content=value, headers=PLAIN)
+    return answer.status_code == 201
+
+
+@pytest.mark.parametrize("put", [put_over_mcp, put_over_rest])
 async def test_what_was_acknowledged_survives_kill_9_in_the_middle_of_fifty_posts(
     put: Any, tmp_path: Path, home: Mapping[str, str]
 ) -> None:

@@ -16,6 +16,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from iris_kv.credentials import TokenFile
+from iris_kv.http_settings import HttpSettings
 from iris_kv.location import Location
 from iris_kv.model import Clock
 from iris_kv.sandboxes import SandboxRoot
@@ -75,6 +76,7 @@ async def running(
     shared: bool = False,
     limits: HttpLimits = UNBOUNDED,
     open_limits: Limits | None = None,
+    http: HttpSettings | None = None,
 ) -> AsyncGenerator[Running]:
     """Serve a folder as the one workspace, or its folders as sandboxes, and end it as SIGTERM does."""
     metrics = Metrics()
@@ -86,7 +88,7 @@ async def running(
     only = None if shared else Location(root=folder, reason="test")
     platform = Platform(only, SandboxRoot(folder) if shared else None, open_workspace, clock, open_limits or Limits())
     tokens = TokenFile(folder.parent / f"{folder.name}-tokens" / "tokens.json", clock)
-    settings = Settings(profile="full")
+    settings = Settings(profile="full", http=http or HttpSettings())
     access = Access(settings.http, tokens, clock, Place("127.0.0.1", is_shared=shared))
     server = HttpServer(platform, settings, access, metrics, clock, limits)
     with bound(Address("127.0.0.1", 0)) as listening, anyio.fail_after(120):

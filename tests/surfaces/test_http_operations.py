@@ -15,6 +15,7 @@ from tests.conftest import Clock
 from tests.surfaces.conftest import Era, Session
 from tests.surfaces.http_server import BODY_BYTES, UNBOUNDED, Running, running
 
+from iris_kv.http_settings import HttpSettings
 from iris_kv.policy import Principal
 from iris_kv.surfaces.http.platform import Limits
 from iris_kv.surfaces.http.serving import OPEN_REQUESTS_S
@@ -223,6 +224,38 @@ async def test_each_token_has_its_own_rate(workspace: Path, clock: Clock) -> Non
     assert first == [404, 404, 404, 404, 429]
     assert (refused.status_code, refused.json()["code"]) == (429, "busy")
     assert (other.status_code, later.status_code) == (404, 404)
+
+
+async def test_who_guesses_tokens_is_slowed_down_and_who_has_one_is_not(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock, shared=True) as server, httpx2.AsyncClient(base_url=server.url) as client:
+        wrong = {"authorization": "Bearer ikv_" + "A" * 43}
+        guesses = [(await client.get("/api/sandboxes", headers=wrong)).status_code for _ in range(21)]
+        refused = await client.get("/api/sandboxes")
+        known = await client.get("/api/sandboxes", headers=server.bearer("known"))
+        clock.move(1000 * int(refused.headers["retry-after"]))
+        later = await client.get("/api/sandboxes", headers=wrong)
+
+    assert guesses == [401] * 20 + [429]
+    assert (refused.status_code, known.status_code, later.status_code) == (429, 200, 401)
+
+
+@pytest.mark.parametrize(("trusted", "statuses"), [(("127.0.0.1",), [401, 401]), ((), [401, 429])])
+async def test_clients_behind_a_trusted_proxy_have_a_rate_each(
+    tmp_path: Path, clock: Clock, trusted: tuple[str, ...], statuses: list[int]
+) -> None:
+    settings = HttpSettings(trusted_proxies=trusted)
+    async with (
+        running(tmp_path, clock, shared=True, http=settings) as server,
+        httpx2.AsyncClient(base_url=server.url) as client,
+    ):
+        for _ in range(19):
+            await client.get("/api/sandboxes", headers={"x-forwarded-for": "198.51.100.1"})
+        found = [
+            (await client.get("/api/sandboxes", headers={"x-forwarded-for": address})).status_code
+            for address in ("198.51.100.1", "198.51.100.2")
+        ]
+
+    assert found == statuses
 
 
 async def test_five_hundred_idle_connections_hinder_nobody(workspace: Path, clock: Clock) -> None:
