@@ -120,6 +120,68 @@ def test_an_edited_split_is_never_overwritten(cli: Cli, prompt: Path, edit: str)
     assert {each: each.read_bytes() for each in (cli.workspace / "out").rglob("*.*")} == before
 
 
+EXTRAS = ["notes.txt", ".git/HEAD", "docs/x.md", "instructions/README.md", "prompts/other.md", "PROMPT.md", "empty/"]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_file_beside_a_split_is_named_and_stays(cli: Cli, prompt: Path, extra: str) -> None:
+    out = cli.workspace / "out"
+    cli("split", "PROMPT.md", "--out", "out")
+    (out / extra).parent.mkdir(exist_ok=True)
+    if extra.endswith("/"):
+        (out / extra).mkdir()
+    else:
+        (out / extra).write_bytes(b"Mine.")
+    before = sorted(out.rglob("*"))
+
+    said = cli("split", "PROMPT.md", "--out", "out", code=4).err
+
+    named = extra if (out / extra).parent.name in {"instructions", "prompts"} else extra.partition("/")[0]
+    assert f"conflict: 'out' exists and is not an unchanged split: added, edited or gone is {named!r};" in said
+    assert sorted(out.rglob("*")) == before
+    assert f"note: {named} was added after the split" in cli("split", "--verify", "out").text
+
+
+def test_a_split_with_many_other_files_names_the_first_ones(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    for number in range(20):
+        (cli.workspace / f"out/mine-{number:02}\n.txt").write_bytes(b"Mine.")
+
+    said = cli("split", "PROMPT.md", "--out", "out", code=4).err
+
+    assert "'mine-00?.txt', 'mine-01?.txt'" in said
+    assert "'mine-09?.txt' and 10 more;" in said
+
+
+@pytest.mark.parametrize("linked", ["source.md", "instructions", "instructions/reviews.md"])
+def test_a_split_with_a_link_in_it_is_never_overwritten(cli: Cli, prompt: Path, linked: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    (cli.workspace / "out" / linked).rename(cli.workspace / "moved")
+    (cli.workspace / "out" / linked).symlink_to(cli.workspace / "moved")
+
+    assert f"is {linked!r};" in cli("split", "PROMPT.md", "--out", "out", code=4).err
+    assert (cli.workspace / "out" / linked).is_symlink()
+
+
+@pytest.mark.parametrize("damage", ["titles", "spaces"])
+def test_a_split_with_an_edited_manifest_is_never_overwritten(cli: Cli, prompt: Path, damage: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    path = cli.workspace / "out/manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["pieces"][0]["titles"] = ["Commits" if damage == "spaces" else "Mine"]
+    path.write_text(json.dumps(manifest))
+
+    assert "is 'manifest.json';" in cli("split", "PROMPT.md", "--out", "out", code=4).err
+    assert json.loads(path.read_bytes()) == manifest
+
+
+def test_a_file_in_place_of_the_folder_stays(cli: Cli, prompt: Path) -> None:
+    said = cli("split", "PROMPT.md", "--out", "PROMPT.md", code=4).err
+
+    assert "conflict: 'PROMPT.md' is a file" in said
+    assert prompt.read_bytes() == PROMPT
+
+
 def test_a_folder_with_other_files_is_never_overwritten_but_an_empty_one_is_used(cli: Cli, prompt: Path) -> None:
     (cli.workspace / "full").mkdir()
     (cli.workspace / "full/keep.txt").write_text("mine")
@@ -243,6 +305,11 @@ DAMAGES = {
         remanifested(lambda manifest: manifest["pieces"][0].update(digest="sha256:" + "0" * 64)),
         "commits.md: its text",
     ),
+    "a title changed": (
+        remanifested(lambda manifest: manifest["pieces"][0].update(titles=["Mine"])),
+        "manifest.json: was edited; take it back from Git",
+    ),
+    "the budget changed": (remanifested(lambda manifest: manifest.update(budget=1)), "manifest.json: was edited"),
 }
 
 

@@ -12,7 +12,7 @@ import typer
 from anyio import to_thread
 
 from iris_kv.cli.output import JsonOption, progress, reported, show
-from iris_kv.errors import InvalidArgumentError, NotFoundError
+from iris_kv.errors import InvalidArgumentError
 from iris_kv.split import (
     SplitReport,
     SplitVerification,
@@ -66,17 +66,8 @@ def _split(prompt: Path, out: Path, budget: int | None, keep: Sequence[str]) -> 
     manifest = manifest_of(plan, prompt.name, counter)
     shown, deferred = _tool_tokens(counter, [each.tag for each in plan.instructions])
     report = report_of(plan, manifest, counter, tool_tokens=shown, deferred_tool_tokens=deferred)
-    write_split(out, list(files_of(plan, manifest)), replace=_is_unchanged(out))
+    write_split(out, list(files_of(plan, manifest)))
     return report
-
-
-def _is_unchanged(folder: Path) -> bool:
-    """Tell whether a folder holds a split that nobody edited or added to, so that nothing is lost with it."""
-    try:
-        found = verify_split(folder)
-    except (InvalidArgumentError, NotFoundError):
-        return False
-    return found.ok and not found.notes
 
 
 def _read(prompt: Path) -> bytes:

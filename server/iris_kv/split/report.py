@@ -11,7 +11,7 @@ from iris_kv.instruction_file import over_limits
 from iris_kv.model import Frozen
 from iris_kv.prompts import named_in, server_instructions
 from iris_kv.split.division import Span
-from iris_kv.split.files import Manifest, PieceRecord
+from iris_kv.split.manifest import Manifest, PieceRecord
 from iris_kv.split.plan import Plan
 from iris_kv.split.wording import RULE_WORD
 from iris_kv.tokens import TokenCounter
