@@ -29,6 +29,9 @@ Stamp = tuple[int, int, int]
 MAX_FILE_BYTES: Final = 1_000_000
 MAX_BODY_TOKENS: Final = 3_500
 MAX_BODY_LINES: Final = 500
+MAX_REFERENCES_CHARS: Final = 4_096
+UNSERVED_FILE: Final = "readme.md"
+"""In any case of letters, it is about the folder, and no instruction."""
 
 _MAX_FRONT_BYTES: Final = 16 * 1024
 _MAX_FRONT_DEPTH: Final = 20
@@ -54,7 +57,10 @@ _RULES: Final[Mapping[str, tuple[str, str]]] = {
         r"[0-9]{0,9}",
         "it is a string of digits: where the instruction stands among those of its origin",
     ),
-    "metadata.references": (r".{0,4096}", "it is the tags that the text refers to, joined by commas"),
+    "metadata.references": (
+        rf".{{0,{MAX_REFERENCES_CHARS}}}",
+        f"it is the tags that the text refers to, joined by commas: at most {MAX_REFERENCES_CHARS:,} characters",
+    ),
 }
 
 
@@ -204,7 +210,7 @@ def _scan(source: InstructionSource) -> Iterator[tuple[str, Stamp | None]]:
     with os.scandir(source.folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.name.startswith(".") or entry.name.casefold() == "readme.md":
+        if entry.name.startswith(".") or entry.name.casefold() == UNSERVED_FILE:
             continue
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir()):
             if os.path.lexists(f"{entry.path}/SKILL.md"):

@@ -288,7 +288,7 @@ DAMAGES = {
         "field 'name' is missing",
     ),
     "an instruction renamed": (
-        edited("instructions/commits.md", lambda text: text.replace("name: commits", "name: x")),
+        edited("instructions/commits.md", lambda text: text.replace('name: "commits"', "name: x")),
         "its tag was 'commits' and is 'x'",
     ),
     "the marker deleted": (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from iris_kv.errors import InvalidArgumentError, TooLargeError
-from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, InstructionSource, check_file
+from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, InstructionSource, check_file, slug_of
+from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import digest_of
-from iris_kv.split import Plan, files_of, manifest_of, plan_split, report_of
+from iris_kv.split import Plan, files_of, manifest_of, plan_split, report_of, verify_split, write_split
 from iris_kv.tokens import TokenCounter
 
 COUNTER = TokenCounter()
@@ -91,6 +93,62 @@ def test_a_piece_says_of_itself_when_to_use_it_and_its_two_rules() -> None:
     assert first.essentials == "NEVER push without being asked. Must sign every commit."
     assert second.description == f"Use when the task involves Deploying: {SENTENCE.strip()}"
     assert second.essentials == ""
+
+
+def served(plan: Plan, folder: Path, name: str = "p.md") -> dict[str, Instruction]:
+    """Return what a library serves of a split that was written; every piece must be in it as it was."""
+    manifest = manifest_of(plan, name, COUNTER)
+    write_split(folder / "out", list(files_of(plan, manifest)))
+    source = InstructionSource(folder=folder / "out/instructions", origin="folder", label="out")
+    library = InstructionLibrary([source], COUNTER)
+    found = {each.tag: each for each in library.instructions}
+    assert library.errors == ()
+    assert {tag: each.body.decode() for tag, each in found.items()} == bodies(plan)
+    assert verify_split(folder / "out").ok
+    return found
+
+
+NAMES = [
+    "README",
+    "readme",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "true",
+    "False",
+    "null",
+    "0xff",
+    "1e5",
+    "2024-01-01",
+    "1_000",
+    ".inf",
+    "y",
+]
+
+
+def test_every_heading_gives_an_instruction_that_is_served(tmp_path: Path) -> None:
+    source = f"# You\n\n{prose(2_000)}\n" + "".join(f"# {name}\n\n{prose(1_900)}\n" for name in NAMES)
+
+    found = served(planned(source), tmp_path)
+
+    assert {"readme_2", "readme_3", "yes", "true", "null"} <= found.keys()
+    assert len(found) == len(NAMES)
+
+
+def test_references_to_more_headings_than_the_front_matter_may_name_are_cut_at_a_tag(tmp_path: Path) -> None:
+    names = [f"The chapter of many words about the number {number:03}" for number in range(150)]
+    links = "".join(f"[x](#{slug_of(name)})\n" for name in names)
+    source = f"# You\n\n{prose(2_000)}\n# Overview\n\n{links}\n" + "".join(
+        f"# {name}\n\n{SENTENCE * 12}\n" for name in names
+    )
+
+    found = served(planned(source), tmp_path)
+
+    named = found["overview"].references.split(", ")
+    assert 50 < len(named) < 150
+    assert set(named) <= found.keys()
+    assert len(found["overview"].references) <= 4_096
 
 
 def test_the_same_source_gives_the_same_plan() -> None:

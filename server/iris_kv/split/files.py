@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from iris_kv.instruction_file import MAX_REFERENCES_CHARS
 from iris_kv.model import digest_of
 from iris_kv.split.division import Span
 from iris_kv.split.manifest import (
@@ -111,18 +112,24 @@ def _instruction_file(
         "version": FIRST_VERSION,
         "order": str(order),
         "essentials": instruction.essentials,
-        "references": ", ".join(dict.fromkeys(each.tag for each in references if each.tag is not None)),
+        "references": _referenced(references),
         "split-from": f"{name} bytes {start}-{end}",
     }
     lines = [
         "---",
-        f"name: {instruction.tag.replace('_', '-')}",
+        f"name: {_quoted(instruction.tag.replace('_', '-'))}",
         f"description: {_quoted(instruction.description)}",
         "metadata:",
         *(f"  {key}: {_quoted(value)}" for key, value in metadata.items() if value),
         "---",
     ]
     return ("\n".join(lines) + "\n").encode() + plan.source[start:end]
+
+
+def _referenced(references: Sequence[ReferenceRecord]) -> str:
+    """Return the tags that are referred to, as many as front matter may name; the manifest has all."""
+    tags = ", ".join(dict.fromkeys(each.tag for each in references if each.tag is not None))
+    return tags if len(tags) <= MAX_REFERENCES_CHARS else tags[: MAX_REFERENCES_CHARS + 1].rpartition(",")[0]
 
 
 def _quoted(text: str) -> str:

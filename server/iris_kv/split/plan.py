@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from iris_kv.errors import InvalidArgumentError, TooLargeError
-from iris_kv.instruction_file import UNSEEN_RULE, hidden_character, slug_of
+from iris_kv.instruction_file import UNSEEN_RULE, UNSERVED_FILE, hidden_character, slug_of
 from iris_kv.prompts import trigger_table
 from iris_kv.split.division import Piece, Span, core_parts, pieces, sections, spans_of
 from iris_kv.split.outline import Part, outline
@@ -133,7 +134,7 @@ class _Planner:
         )
 
     def _named(self, found: Sequence[Piece]) -> list[PlannedInstruction]:
-        taken: set[str] = set()
+        taken = {Path(UNSERVED_FILE).stem}
         named: list[PlannedInstruction] = []
         for number, piece in enumerate(found, 1):
             span = Span(piece.start, piece.end)
