@@ -398,7 +398,41 @@ def test_references_are_listed_and_nothing_is_rewritten() -> None:
     front = dict(files_of(plan, manifest))["instructions/setup.md"].decode()
     assert '  references: "tests, release_notes"\n' in front
     start = by_tag["setup"].references[0].start
-    assert source.encode()[start:].startswith(b"See section 2.1")
+    assert source.encode()[start:].startswith(b"section 2.1")
+
+
+def referred(*sentences: str, headings: str) -> list[str]:
+    """Return the headings that the sentences refer to, each of which is in an instruction of its own."""
+    sections = "".join(f"## {name}\n\n{prose(3_000)}\n" for name in headings.split(", "))
+    plan = planned("# Guide\n\n" + "\n\n".join(sentences) + f"\n\n{sections}", budget=400)
+    return [each.heading for each in manifest_of(plan, "p.md", COUNTER).core_references]
+
+
+def test_numbers_refer_to_sections_only_behind_a_word_for_one() -> None:
+    headings = "1. One, 2. Two, 3. Three, 4. Four"
+
+    assert referred("Answer under 2 minutes, 3 per 4 seconds, see 1 of them.", headings=headings) == []
+    assert referred("Sections 2, 3 and 4 hold.", headings=headings) == ["2. Two", "3. Three", "4. Four"]
+    assert referred("By chapter 1, or by\n§ 3.", headings=headings) == ["1. One", "3. Three"]
+
+
+def test_a_reference_goes_on_in_the_next_line_but_not_behind_an_empty_one() -> None:
+    headings = "Release notes, Long tests"
+
+    assert referred("Then follow the\nRelease notes.", headings=headings) == ["Release notes"]
+    assert referred("Now see:", "Release notes hold.", headings=headings) == []
+
+
+def test_links_to_headings_of_one_title_are_told_apart() -> None:
+    plan = planned("# Guide\n\n[2](#x-1) [1](#x) [3](#x-2)\n\n" + f"## X\n\n{prose(3_000)}\n" * 3, budget=400)
+
+    assert [each.tag for each in manifest_of(plan, "p.md", COUNTER).core_references] == ["x_2", "x", "x_3"]
+
+
+def test_hostile_references_take_no_time() -> None:
+    for text in ("see" + "\n \n" * 60_000, "see " * 30_000, "see`" + "\n" * 60_000, "[" * 60_000, "[\n" * 30_000):
+        source = f"# You\n\n{text}\n\n# See\n\n{prose(3_000)}"
+        assert manifest_of(planned(source), "p.md", COUNTER).source.bytes == len(source)
 
 
 def test_the_manifest_holds_each_span_and_its_digest() -> None:

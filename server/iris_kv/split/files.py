@@ -22,7 +22,7 @@ from iris_kv.split.manifest import (
     SourceRecord,
 )
 from iris_kv.split.plan import Plan, PlannedInstruction
-from iris_kv.split.references import Index, Reference
+from iris_kv.split.references import Index
 from iris_kv.tokens import ENCODING, TokenCounter
 
 FIRST_VERSION: Final = "1.0.0"
@@ -65,20 +65,16 @@ class _Finder:
     """Finds the references of a span to what is not in it."""
 
     def __init__(self, plan: Plan) -> None:
-        self._source = plan.source
+        self._plan = plan
         self._index = Index(plan.source)
-        self._owners = [(each.span, each.tag) for each in plan.instructions]
 
-    def records(self, span: Span, owner: str | None) -> Iterator[ReferenceRecord]:
-        """Yield the references of a span that the instruction `owner` has, None for the core."""
-        for reference in self._index.references(self._source, *span):
-            tag = self._owner(reference)
-            if tag != owner:
-                yield ReferenceRecord(start=reference.start, heading=reference.heading.title, tag=tag)
-
-    def _owner(self, reference: Reference) -> str | None:
-        at = reference.heading.start
-        return next((tag for span, tag in self._owners if span.start <= at < span.end), None)
+    def records(self, span: Span, tag: str | None) -> Iterator[ReferenceRecord]:
+        """Yield the references of a span of the instruction `tag`, None for the core."""
+        for start, heading in self._index.references(self._plan.source, *span):
+            owner = self._plan.owner(heading.start)
+            owner_tag = None if owner is None else owner.tag
+            if owner_tag != tag:
+                yield ReferenceRecord(start=start, heading=heading.title, tag=owner_tag)
 
 
 def _numbered(plan: Plan) -> Iterator[tuple[int, PlannedInstruction]]:

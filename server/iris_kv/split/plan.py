@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,11 @@ class Plan:
     def newline(self) -> bytes:
         """How the source ends its lines."""
         return b"\r\n" if b"\r\n" in self.source else b"\n"
+
+    def owner(self, at: int) -> PlannedInstruction | None:
+        """Return the instruction that has a byte of the source; None: the core has it."""
+        before = bisect_right(self.instructions, at, key=lambda each: each.span.start) - 1
+        return self.instructions[before] if before >= 0 and at < self.instructions[before].span.end else None
 
     def rendered(self) -> str:
         """Return the compact prompt as it will be served."""
