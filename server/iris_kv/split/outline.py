@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -32,8 +32,13 @@ _SENTENCE: Final = re.compile(rb".+?(?:[.!?][\"')\]]*\s+|\Z)", re.DOTALL)
 _SHORT: Final = re.compile(rb".{1,%d}(?![\x80-\xbf])" % MAX_BODY_TOKENS, re.DOTALL)
 """A token has a byte at least; a cut is between code points."""
 _FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---[ \t]*\r?\n.*?^---[ \t]*(?:\r?\n|\Z)\s*", re.DOTALL | re.MULTILINE)
+_LONE_CR: Final = re.compile(rb"\r(?!\n)")
 _TAG: Final = re.compile(
-    rb"^ {0,3}<(?P<close>/?)(?P<name>[A-Za-z][\w.:-]*)(?P<rest>\s[^<>\r\n]*)?(?<!/)>[ \t]*\r?(?:\n|\Z)", re.MULTILINE
+    # What stands in a fence, a comment or <pre> is no tag; it is passed over whole, to the end where it is not closed.
+    rb"^ {0,3}(?:(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})(?:.*?^ {0,3}(?P=fence)[`~]*[ \t]*\r?$|.*)"
+    rb"|<!--(?:.*?-->|.*)|<(?P<raw>pre|script|style|textarea)(?=[\s>])(?:.*?</(?P=raw)>|.*))"
+    rb"|^(?P<indent> {0,3})<(?P<close>/?)(?P<name>[A-Za-z][\w.:-]*)(?P<rest>[ \t][^<>\r\n]*)?(?<!/)>(?P<after>[ \t]*\r?(?:\n|\Z))",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE,
 )
 _NAMED: Final = re.compile(rb"\s(?:name|id|title)\s*=\s*[\"']?(?P<value>[^\"'\s<>][^\"'<>]*)")
 _BLANK: Final = re.compile(rb"(?:[ \t]*(?:\r\n?|\n))*")
@@ -85,6 +90,8 @@ def outline(source: bytes, count: Count) -> Part:
 class _Outliner:
     def __init__(self, source: bytes, count: Count) -> None:
         self._source = source
+        self._lined = _LONE_CR.sub(b"\n", source)
+        """The source, with line ends that every pattern knows, at the same places."""
         self._count = count
 
     def section(self, kind: str, start: int, end: int, title: str, depth: int) -> Part:
@@ -93,9 +100,9 @@ class _Outliner:
 
     def _units(self, start: int, end: int, depth: int) -> Iterator[tuple[int, Part]]:
         """Yield the blocks and pairs of a span in order, each with its heading's level or 0."""
-        text = self._source[start:end]
+        text = self._lined[start:end]
         found = _blocks(text, at_top=start == 0)
-        pairs = {pair.start: pair for pair in _outermost(text, found)}
+        pairs = {pair.start: pair for pair in _outermost(text, _tags(text, found))}
         by_start = {block.start: block for block in found}
         for at, to in itertools.pairwise([*_cuts(by_start, pairs, len(text)), len(text)]):
             if at in pairs:
@@ -152,7 +159,7 @@ def _is_short(found: re.Match[bytes]) -> bool:
 
 
 def _blocks(text: bytes, *, at_top: bool) -> list[Block]:
-    text = _UNDERLINED.sub(_as_heading, text)
+    text = _TAG.sub(_as_rule, _UNDERLINED.sub(_as_heading, text))
     front = _FRONT.match(text) if at_top else None
     if front is None:
         return blocks(text) or [Block("paragraph", 0, len(text))]
@@ -164,6 +171,14 @@ def _as_heading(found: re.Match[bytes]) -> bytes:
     """Return a title over a line of `~` with one of `-`, which is as long and is no fence for Markdown."""
     head, rule = found["head"], found["rule"]
     return head + (b"-" * len(rule) if len(head.strip().decode()) == len(rule) else rule)
+
+
+def _as_rule(found: re.Match[bytes]) -> bytes:
+    """Return a tag's line as a rule of its length: Markdown would take what stands above and below it for one block."""
+    if found["name"] is None:
+        return found[0]
+    indent, after = found["indent"], found["after"]
+    return indent + b"*" * (len(found[0]) - len(indent) - len(after)) + after
 
 
 def _shifted(block: Block, by: int) -> Block:
@@ -182,12 +197,12 @@ def _cuts(by_start: Mapping[int, Block], pairs: Mapping[int, _Pair], size: int) 
     return kept
 
 
-def _outermost(text: bytes, found: list[Block]) -> Iterator[_Pair]:
+def _outermost(text: bytes, tags: Iterable[re.Match[bytes]]) -> Iterator[_Pair]:
     """Yield the pairs of tag lines that stand in no other pair."""
     pairs: list[_Pair] = []
     open_tags: list[re.Match[bytes]] = []
     open_names = Counter[bytes]()
-    for tag in _tags(text, found):
+    for tag in tags:
         if not tag["close"]:
             open_tags.append(tag)
             open_names[tag["name"]] += 1
@@ -195,10 +210,15 @@ def _outermost(text: bytes, found: list[Block]) -> Iterator[_Pair]:
             opened = _closed(open_tags, open_names, tag["name"])
             while pairs and pairs[-1].start > opened.start():
                 pairs.pop()
-            blank = _BLANK.match(text, tag.end())
-            end = tag.end() if blank is None else blank.end()
+            end = _behind_blank(text, tag.end())
             pairs.append(_Pair(_shown_name(opened), opened.start(), opened.end(), tag.start(), end))
     return iter(pairs)
+
+
+def _behind_blank(text: bytes, at: int) -> int:
+    """Return where the first line that is not blank starts, from a line's start on."""
+    blank = _BLANK.match(text, at)
+    return at if blank is None else blank.end()
 
 
 def _shown_name(tag: re.Match[bytes]) -> str:
@@ -217,9 +237,9 @@ def _closed(open_tags: list[re.Match[bytes]], open_names: Counter[bytes], name: 
 
 
 def _tags(text: bytes, found: list[Block]) -> Iterator[re.Match[bytes]]:
-    for block in found:
-        if block.kind in {"paragraph", "html_block"}:
-            yield from _TAG.finditer(text, block.start, block.end)
+    """Yield the lines of tags at the top; one in a list or quote is a part of that."""
+    starts = {_behind_blank(text, block.start) for block in found}
+    return (tag for tag in _TAG.finditer(text) if tag["name"] is not None and tag.start() in starts)
 
 
 def _pair_title(name: str, inner: bytes) -> str:
