@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ cli = pytest.fixture(isolated_cli)
 
 LINE = "Keep the change small, run every test, and say in the commit what changed and why it had to.\n"
 PROMPT = (
-    "# Assistant\n\nYou help people with their repositories.\n\n"
+    "# \N{OWL} Assistant\n\nYou help people with their repositories.\n\n"
     + "".join(
         f"## {title}\n\nUse this when the user asks for {about}.\n\n- Always check {about} twice.\n\n{LINE * 150}\n"
         for title, about in (("Commits", "a commit"), ("Reviews", "a review"), ("Releases", "a release"))
@@ -309,6 +310,14 @@ DAMAGES = {
         remanifested(lambda manifest: manifest["pieces"][0].update(titles=["Mine"])),
         "manifest.json: was edited; take it back from Git",
     ),
+    "the copy without end": (
+        lambda folder: os.truncate(folder / "source.md", 10**12),
+        "source.md: cannot be read",
+    ),
+    "a span that ends within a character": (
+        remanifested(lambda manifest: manifest["core"][0].update(end=manifest["core"][0]["start"] + 3)),
+        "  lost line 1: # \N{REPLACEMENT CHARACTER}",
+    ),
     "the budget changed": (remanifested(lambda manifest: manifest.update(budget=1)), "manifest.json: was edited"),
 }
 
@@ -365,6 +374,15 @@ def test_verify_notes_an_added_instruction_without_failing(cli: Cli, prompt: Pat
     (cli.workspace / "out/instructions/mine.md").write_text("---\nname: mine\ndescription: Mine.\n---\nMine.\n")
 
     assert "note: instructions/mine.md was added after the split" in cli("split", "--verify", "out").text
+
+
+@pytest.mark.parametrize("file", ["instructions/\0.md", "../x.md", "/etc/passwd", "instructions/commits.md\n"])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(cli: Cli, prompt: Path, file: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    remanifested(lambda manifest: manifest["pieces"][0].update(file=file))(cli.workspace / "out")
+
+    assert "manifest.json is damaged: pieces.0.file" in cli("split", "--verify", "out", code=2).err
+    assert "conflict: 'out' exists" in cli("split", "PROMPT.md", "--out", "out", code=4).err
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"format": 2}'])

@@ -543,6 +543,18 @@ def test_a_text_that_markdown_sees_no_block_in_is_split(source: str) -> None:
     assert rebuilt(planned(source)) == source.encode()
 
 
+def test_a_budget_of_any_size_gives_a_core_that_is_served(tmp_path: Path) -> None:
+    plan = planned(LARGE, budget=1_000_000)
+
+    assert plan.instructions == ()
+    assert served(plan, tmp_path) == {}
+
+
+def test_a_core_that_is_too_large_to_serve_is_refused() -> None:
+    with pytest.raises(TooLargeError, match=r"the core would have 5,000,0\d\d bytes; .* give a smaller --budget"):
+        planned(b"x" * 4_999_990 + b"\n", budget=5_000_000)
+
+
 def test_a_budget_that_holds_nothing_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="--budget is 10; at least 300"):
         planned(LARGE, budget=10)

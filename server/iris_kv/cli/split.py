@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from iris_kv.cli.output import JsonOption, progress, reported, show
 from iris_kv.errors import InvalidArgumentError
+from iris_kv.prompts import MAX_SOURCE_BYTES
 from iris_kv.split import (
     SplitReport,
     SplitVerification,
@@ -23,7 +24,7 @@ from iris_kv.split import (
     verify_split,
     write_split,
 )
-from iris_kv.split.plan import MAX_SOURCE_BYTES, too_large
+from iris_kv.split.plan import too_large
 from iris_kv.tokens import TokenCounter
 
 split_app = typer.Typer()

@@ -11,7 +11,7 @@ from typing import Final
 
 from iris_kv.errors import InvalidArgumentError, TooLargeError
 from iris_kv.instruction_file import UNSEEN_RULE, UNSERVED_FILE, hidden_character, slug_of
-from iris_kv.prompts import trigger_table
+from iris_kv.prompts import MAX_SOURCE_BYTES, MAX_TABLE_TOKENS, trigger_table
 from iris_kv.split.division import Piece, Span, core_parts, pieces, sections, spans_of
 from iris_kv.split.outline import Part, outline
 from iris_kv.split.wording import plain, said_of, tag_of, unique
@@ -19,7 +19,6 @@ from iris_kv.tokens import TokenCounter
 
 BUDGET: Final = 3_000
 """The tokens of the rendered core, where none is given."""
-MAX_SOURCE_BYTES: Final = 5_000_000
 
 _LEAST_BUDGET: Final = 300
 _LARGE_BYTES: Final = 100_000
@@ -123,7 +122,7 @@ class _Planner:
             plan = self._with(core_parts(self._root, kept, room))
             over = self._counter.count(plan.rendered()) - self._budget
             if over <= 0:
-                return plan
+                return _checked_core(plan)
             if room < 0:
                 raise _kept_too_much(plan, kept, self._budget, over)
             room -= over
@@ -133,7 +132,7 @@ class _Planner:
         return Plan(
             source=self._source,
             budget=self._budget,
-            table_tokens=int(self._budget * _TABLE_SHARE),
+            table_tokens=min(int(self._budget * _TABLE_SHARE), MAX_TABLE_TOKENS),
             core=core,
             core_titles=tuple(plain(each.title) for part in parts for each in sections(part)),
             instructions=tuple(self._named(pieces(self._root, core))),
@@ -213,6 +212,16 @@ def _limit(source: bytes, tokens: int, budget: int | None) -> int:
             f"--budget is {budget}", f"at least {_LEAST_BUDGET} tokens; the default is {BUDGET:,}", "give more"
         )
     return budget
+
+
+def _checked_core(plan: Plan) -> Plan:
+    if len(plan.prompt) > MAX_SOURCE_BYTES:
+        raise TooLargeError(
+            f"the core would have {len(plan.prompt):,} bytes",
+            f"at most {MAX_SOURCE_BYTES:,} are served",
+            "give a smaller --budget, or keep less",
+        )
+    return plan
 
 
 def _kept_too_much(plan: Plan, kept: Sequence[Part], budget: int, over: int) -> InvalidArgumentError:

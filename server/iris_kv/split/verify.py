@@ -158,7 +158,7 @@ class _Verifier:
             for number, line in enumerate(_lines(self._source[span.start : span.end]), first):
                 if self._missing[line] > 0 and line.strip():
                     self._missing[line] -= 1
-                    found.append(LostLine(line=number, text=line.decode().rstrip("\r\n")))
+                    found.append(LostLine(line=number, text=line.decode(errors="replace").rstrip("\r\n")))
         return tuple(found)
 
     def _found(self, file: str, problem: str, lost: tuple[LostLine, ...] = ()) -> None:
