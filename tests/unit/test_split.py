@@ -151,6 +151,31 @@ def test_references_to_more_headings_than_the_front_matter_may_name_are_cut_at_a
     assert len(found["overview"].references) <= 4_096
 
 
+def said_of(text: str) -> tuple[str, str]:
+    """Return the description and the essentials of an instruction `Topic` with this text."""
+    *_, last = planned(f"# You\n\n{prose(2_900)}\n# Topic\n\n{text}\n\n{prose(1_900)}").instructions
+    return last.description, last.essentials
+
+
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("Use this whenever the build is red.", "the build is red (Topic)."),
+        ("Do not use this when the user asks for a commit.", "the task involves Topic: Do not use this when"),
+        ("You should never, ever, answer when the user is away.", "the task involves Topic: You should never"),
+        ("Don\u2019t use it if the build is red. Use it if the build is green.", "the build is green (Topic)."),
+    ],
+)
+def test_when_to_use_a_piece_is_never_when_not_to_use_it(text: str, when: str) -> None:
+    assert said_of(text)[0].startswith(f"Use when {when}")
+
+
+def test_rules_keep_their_code_and_the_names_of_tags() -> None:
+    text = "- NEVER *edit* `__init__.py` or `*.env` **by `hand`**.\n- Always answer in <answer> tags,<br> <b>not</b> others."
+
+    assert said_of(text)[1] == ("NEVER edit __init__.py or *.env by hand. Always answer in <answer> tags, not others.")
+
+
 def test_the_same_source_gives_the_same_plan() -> None:
     assert planned(LARGE) == planned(LARGE)
 
