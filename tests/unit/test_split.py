@@ -223,6 +223,41 @@ def test_what_cannot_be_kept_is_refused_with_the_figures() -> None:
     assert COUNTER.count(planned(LARGE, "Deploying", budget=enough).rendered()) <= enough
 
 
+def test_the_budget_that_is_suggested_is_enough_for_a_long_trigger_table() -> None:
+    source = f"# Kept\n\n{prose(290)}\n" + "".join(
+        f"# Kind {n} of task with a long name\n\nUse this when {SENTENCE}\n\n{prose(1_900)}\n" for n in range(30)
+    )
+    with pytest.raises(InvalidArgumentError, match=r"give --budget \d+") as told:
+        planned(source, "Kept", budget=300)
+
+    enough = int(told.value.todo.split()[2].rstrip(","))
+    assert core(planned(source, "Kept", budget=enough)).startswith("# Kept")
+
+
+def test_a_heading_inside_short_lines_of_tags_can_be_kept() -> None:
+    source = f"# You\n\n{prose(2_500)}\n<rules>\nFirst.\n\n## Tone\n\nBe kind.\n\n## Rest\n\n{prose(1_500)}</rules>\n"
+
+    assert tags(planned(source)) == ["rules"]
+    assert "## Tone\n\nBe kind.\n" in core(planned(source, "tone"))
+    assert rebuilt(planned(source, "tone")) == source.encode()
+
+
+@pytest.mark.parametrize("head", ["## Links", "Links\n-----"])
+def test_a_heading_stays_one_over_definitions_of_links(head: str) -> None:
+    source = (
+        f"# You\n\n{prose(2_900)}\n{head}\n[a]: http://a\n[b]: http://b\n\n{prose(1_500)}\n# Next\n\n{prose(3_000)}\n"
+    )
+
+    assert tags(planned(source)) == ["links", "next"]
+
+
+@pytest.mark.parametrize("text", ["You are *kind*: {so.", "- a\n- b", "Be kind."])
+def test_a_rule_at_the_top_is_no_front_matter(text: str) -> None:
+    source = f"---\n{text}\n\n# One\n\n{prose(2_000)}\n\n---\n\n# Two\n\n{prose(2_000)}\n"
+
+    assert tags(planned(source, budget=300)) == ["one", "two"]
+
+
 def test_an_unknown_heading_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidArgumentError, match="no such heading; the headings are 'Git commits', 'Assistant'"):
         planned(LARGE, "git")

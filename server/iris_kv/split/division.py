@@ -65,6 +65,8 @@ def core_parts(root: Part, kept: Sequence[Part], room: int) -> list[Part]:
     enough = room * _LEAST_SHARE
 
     def is_opened(part: Part) -> bool:
+        if part.kind == "pair" and part.fits:
+            return False
         holds_most = part.end - part.start > root.end // 2
         return not taken or holds_most or (not part.fits and sum(each.tokens for each in taken) < enough)
 

@@ -1,7 +1,7 @@
 """The structure of a prompt: sections within sections, down to blocks, as byte spans without a gap.
 
 Headings make sections. So do lines such as `<rules>` ... `</rules>`, which many prompts use in
-their place: what stands between them is kept together, and opened only where it is too long.
+their place: what stands between them is kept together, and opened only where it is too long or a heading in it is to be kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, MAX_FILE_BYTES
+from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, MAX_FILE_BYTES, is_front_matter
 from iris_kv.markdown import NEWLINE, Block, blocks
 
 Count = Callable[[bytes], int]
@@ -27,11 +27,12 @@ _PROSE: Final = frozenset({"paragraph", "front", "heading", "close"})
 """What may be cut at lines where it is too long. A list is cut between its items, a fence or table nowhere."""
 _UNDERLINED: Final = re.compile(rb"(?P<head>^[ \t]*\r?\n[^\s~][^\r\n]*\r?\n)(?P<rule>~{8,}$)", re.MULTILINE)
 """A plain text's title over a line of the same length; Markdown would take the line for a fence."""
+_UNDERLINE: Final = re.compile(rb"[ \t]*(?:=+|-+)[ \t]*$")
 _LINE: Final = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 _SENTENCE: Final = re.compile(rb".+?(?:[.!?][\"')\]]*\s+|\Z)", re.DOTALL)
 _SHORT: Final = re.compile(rb".{1,%d}(?![\x80-\xbf])" % MAX_BODY_TOKENS, re.DOTALL)
 """A token has a byte at least; a cut is between code points."""
-_FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---[ \t]*\r?\n.*?^---[ \t]*(?:\r?\n|\Z)\s*", re.DOTALL | re.MULTILINE)
+_FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)\s*", re.DOTALL | re.MULTILINE)
 _LONE_CR: Final = re.compile(rb"\r(?!\n)")
 _TAG: Final = re.compile(
     # What stands in a fence, a comment or <pre> is no tag; it is passed over whole, to the end where it is not closed.
@@ -119,12 +120,12 @@ class _Outliner:
         start, inner_start, inner_end = (offset + at for at in pair[1:4])
         title = _pair_title(pair.name, self._source[inner_start:inner_end])
         leaf = self._leaf("pair", start, end, title)
-        if leaf.fits or depth == _MAX_DEPTH or not self._source[inner_start:inner_end].strip():
+        if depth == _MAX_DEPTH or not self._source[inner_start:inner_end].strip():
             return leaf
         inner = self.section("pair", inner_start, inner_end, title, depth + 1)
         opened = self._leaf("heading", start, inner_start)
         closed = self._leaf("close", inner_end, end)
-        return _joined("pair", title, [opened, *inner.children, closed])
+        return replace(leaf, children=(opened, *inner.children, closed))
 
     def _leaf(self, kind: str, start: int, end: int, title: str = "", items: Sequence[int] = ()) -> Part:
         text = self._source[start:end]
@@ -150,8 +151,9 @@ class _Outliner:
 
 
 def _is_of_lines(heading: bytes) -> bool:
-    """Tell whether a setext heading has more lines than a title and its underline."""
-    return len(heading.strip().splitlines()) > 2
+    """Tell whether a heading is more than one line over its underline; what follows it may be definitions of links."""
+    lines = heading.strip().splitlines()
+    return not lines[0].lstrip().startswith(b"#") and _UNDERLINE.match(lines[1]) is None
 
 
 def _is_short(found: re.Match[bytes]) -> bool:
@@ -161,7 +163,7 @@ def _is_short(found: re.Match[bytes]) -> bool:
 def _blocks(text: bytes, *, at_top: bool) -> list[Block]:
     text = _TAG.sub(_as_rule, _UNDERLINED.sub(_as_heading, text))
     front = _FRONT.match(text) if at_top else None
-    if front is None:
+    if front is None or not is_front_matter(front[1]):
         return blocks(text) or [Block("paragraph", 0, len(text))]
     at = front.end()
     return [Block("front", 0, at), *(_shifted(block, at) for block in blocks(text[at:]))]

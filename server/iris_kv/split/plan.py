@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -120,19 +120,29 @@ class _Planner:
         room = self._budget
         while True:
             plan = self._with(core_parts(self._root, kept, room))
-            over = self._counter.count(plan.rendered()) - self._budget
+            over = self._over(plan)
             if over <= 0:
                 return _checked_core(plan)
             if room < 0:
-                raise _kept_too_much(plan, kept, self._budget, over)
+                raise _kept_too_much(plan, kept, self._enough(plan))
             room -= over
+
+    def _over(self, plan: Plan) -> int:
+        return self._counter.count(plan.rendered()) - plan.budget
+
+    def _enough(self, plan: Plan) -> int:
+        """Return a budget that a core has room in; with a larger one the trigger table takes more, too."""
+        while (over := self._over(plan)) > 0:
+            budget = plan.budget + over
+            plan = replace(plan, budget=budget, table_tokens=_table_tokens(budget))
+        return plan.budget
 
     def _with(self, parts: Sequence[Part]) -> Plan:
         core = spans_of(parts)
         return Plan(
             source=self._source,
             budget=self._budget,
-            table_tokens=min(int(self._budget * _TABLE_SHARE), MAX_TABLE_TOKENS),
+            table_tokens=_table_tokens(self._budget),
             core=core,
             core_titles=tuple(plain(each.title) for part in parts for each in sections(part)),
             instructions=tuple(self._named(pieces(self._root, core))),
@@ -224,15 +234,18 @@ def _checked_core(plan: Plan) -> Plan:
     return plan
 
 
-def _kept_too_much(plan: Plan, kept: Sequence[Part], budget: int, over: int) -> InvalidArgumentError:
+def _kept_too_much(plan: Plan, kept: Sequence[Part], enough: int) -> InvalidArgumentError:
     tokens = sum(part.tokens for part in kept)
-    rest = budget + over - tokens
     return InvalidArgumentError(
         f"what --keep names does not fit: it takes {tokens:,} tokens, and the trigger table of"
-        f" {len(plan.instructions)} instructions {rest:,}",
-        f"the rendered core has at most {budget:,} tokens",
-        f"give --budget {budget + over}, or keep less",
+        f" {len(plan.instructions)} instructions {enough - tokens:,}",
+        f"the rendered core has at most {plan.budget:,} tokens",
+        f"give --budget {enough}, or keep less",
     )
+
+
+def _table_tokens(budget: int) -> int:
+    return min(int(budget * _TABLE_SHARE), MAX_TABLE_TOKENS)
 
 
 def _ended(text: bytes, newline: bytes) -> bytes:
