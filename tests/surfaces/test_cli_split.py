@@ -91,6 +91,19 @@ def test_split_instructions_pass_the_strict_check(cli: Cli, prompt: Path) -> Non
     assert cli("instructions", "check", "--strict", "out/instructions").text.endswith("3 instructions, 0 problems\n")
 
 
+def test_with_its_prompt_the_verbs_show_the_instructions_of_a_split_alone(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    served = ("--instructions", "out/instructions", "--prompt", "out/prompts/system.md")
+
+    listed = cli("instructions", "list", *served).text
+    checked = cli("instructions", "check", *served).text
+
+    assert [line.partition(" ")[0] for line in listed.splitlines()] == ["commits", "reviews", "releases"]
+    assert checked.endswith("3 instructions, 0 problems\n")
+    assert "not_found: " in cli("instructions", "show", "research", *served, code=3).err
+    assert cli("instructions", "show", "commits", *served).text.startswith("## Commits\n")
+
+
 # writing over what is there
 
 
