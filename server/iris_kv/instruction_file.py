@@ -154,7 +154,12 @@ def check_file(source: InstructionSource, name: str, raw: bytes, stamp: Stamp | 
 
 def shown_file(source: InstructionSource, name: str) -> str:
     """Return the source's label and a file's name in it, with nothing in the name that could deceive."""
-    return f"{source.label}/{''.join(one if one.isprintable() else '?' for one in name)}"
+    return f"{source.label}/{printable(name)}"
+
+
+def printable(text: str) -> str:
+    """Return a text with `?` for what a terminal would obey or not show: controls, bidi marks, half surrogates."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def same_tag(tag: str, file: str, first: str) -> LibraryError:

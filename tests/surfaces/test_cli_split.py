@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,33 @@ def test_with_its_prompt_the_verbs_show_the_instructions_of_a_split_alone(cli: C
     assert checked.endswith("3 instructions, 0 problems\n")
     assert "not_found: " in cli("instructions", "show", "research", *served, code=3).err
     assert cli("instructions", "show", "commits", *served).text.startswith("## Commits\n")
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\nname: x\n.md", b"\xff\xfe.md", "\u202egnp.md".encode(), b"\x1b[2Jx.md", b"\x85.md"]
+)
+def test_the_name_of_a_prompt_is_kept_as_far_as_it_can_be_shown(cli: Cli, prompt: Path, name: bytes) -> None:
+    os.rename(prompt, os.path.join(os.fsencode(cli.workspace), name))
+
+    cli("split", os.fsdecode(name), "--out", "out")
+
+    kept = json.loads((cli.workspace / "out/manifest.json").read_bytes())["source"]["name"]
+    assert kept.isprintable()
+    assert kept.endswith(".md")
+    assert cli("split", "--verify", "out").text.endswith("byte for byte\n")
+
+
+def test_no_line_of_a_prompt_commands_the_terminal(cli: Cli, prompt: Path) -> None:
+    rule = "- You must\tnot \x1b[2J\x9b2J ring \x07 it."
+    prompt.write_bytes(PROMPT.replace(b"## Reviews\n", f"## Reviews\n\n{rule}\n".encode()))
+
+    said = cli("split", "PROMPT.md", "--out", "out").text
+    edited("instructions/reviews.md", lambda text: text.replace(rule, ""))(cli.workspace / "out")
+    lost = cli("split", "--verify", "out", code=7).text
+
+    assert re.search(r"-> reviews: - You must +not \?\[2J\?2J ring \? it\.\n", said)
+    assert "lost line 164: - You must" in lost
+    assert (said + lost).replace("\n", "").isprintable()
 
 
 # writing over what is there

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from iris_kv.cli.output import JsonOption, progress, reported, show
 from iris_kv.errors import InvalidArgumentError
+from iris_kv.instruction_file import printable
 from iris_kv.prompts import MAX_SOURCE_BYTES
 from iris_kv.split import (
     SplitReport,
@@ -58,7 +59,7 @@ def split(
         if prompt is None or out is None:
             raise _usage("no PROMPT" if prompt is None else "no --out")
         report = _working("splitting", lambda: _split(prompt, out, budget, keep or ()))
-    show(report, "\n".join(_report_lines(report, out)), as_json=as_json)
+    show(report, _shown(_report_lines(report, out)), as_json=as_json)
 
 
 def _split(prompt: Path, out: Path, budget: int | None, keep: Sequence[str]) -> SplitReport:
@@ -167,6 +168,11 @@ def _show_verification(found: SplitVerification, *, as_json: bool) -> None:
         lines += [f"  lost line {lost.line}: {lost.text}" for lost in finding.lost]
     lines += [f"note: {note}" for note in found.notes]
     lines.append("the files rebuild the source, byte for byte" if found.ok else "the files do not rebuild the source")
-    show(found, "\n".join(lines), as_json=as_json)
+    show(found, _shown(lines), as_json=as_json)
     if not found.ok:
         raise SystemExit(_DAMAGED)
+
+
+def _shown(lines: Iterable[str]) -> str:
+    """Return lines as one text; a line of a prompt does not command the terminal."""
+    return "\n".join(printable(line.expandtabs()) for line in lines)

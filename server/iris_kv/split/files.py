@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from iris_kv.instruction_file import MAX_REFERENCES_CHARS
+from iris_kv.instruction_file import MAX_REFERENCES_CHARS, printable
 from iris_kv.model import digest_of
 from iris_kv.split.division import Span
 from iris_kv.split.manifest import (
@@ -29,7 +29,8 @@ FIRST_VERSION: Final = "1.0.0"
 
 
 def manifest_of(plan: Plan, name: str, counter: TokenCounter) -> Manifest:
-    """Return a plan's manifest; `name` is the source's file name."""
+    """Return a plan's manifest; `name` is the source's file name, of which it keeps what can be shown."""
+    name = printable(name)
     source = plan.source
     finder = _Finder(plan)
     starts = itertools.accumulate(map(len, plan.core_texts), initial=0)

@@ -12,6 +12,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from iris_kv.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
+from iris_kv.instruction_file import printable
 from iris_kv.model import digest_of
 from iris_kv.regular import regular_bytes
 from iris_kv.split.manifest import FOLDER, MANIFEST, Manifest
@@ -88,7 +89,7 @@ def added_to(folder: Path, files: Collection[str]) -> Iterator[str]:
             name = path.relative_to(folder).as_posix()
             is_ours = name in files if path.is_file() else name in folders and path.is_dir()
             if path.is_symlink() or not is_ours:
-                yield "".join(one if one.isprintable() else "?" for one in name)
+                yield printable(name)
 
 
 def bytes_of(path: Path) -> bytes | None:
