@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from iris_kv.errors import InvalidArgumentError, TooLargeError
-from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, InstructionSource, check_file, slug_of
+from iris_kv.instruction_file import (
+    MAX_BODY_LINES,
+    MAX_BODY_TOKENS,
+    InstructionSource,
+    check_file,
+    over_limits,
+    slug_of,
+)
 from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import digest_of
 from iris_kv.split import Plan, files_of, manifest_of, plan_split, report_of, verify_split, write_split
@@ -597,10 +604,27 @@ def test_a_prompt_over_5_megabytes_is_refused() -> None:
         "\n" * 50 + "x",
         "---\nname: x\n---\n\n" + "[a]: http://x\n" * 3_000,
         "x" + "\n" * 9_000,
+        "\n" * 9_000 + "x" * 20_000,
+        "\x0c\n" * 3_000 + SENTENCE * 800 + "\n\n" + "\x0c\n" * 3_000,
+        f"# One\n\n{SENTENCE * 190}\n\n\x0c\n\n{SENTENCE * 249}\n\n\x0b\n\n{SENTENCE * 249}\n\n\x0c\n",
     ],
 )
-def test_a_text_that_markdown_sees_no_block_in_is_split(source: str) -> None:
-    assert rebuilt(planned(source)) == source.encode()
+def test_a_text_that_markdown_sees_no_block_in_is_split_and_served(source: str, tmp_path: Path) -> None:
+    assert rebuilt(planned(source, budget=300)) == source.encode()
+    served(planned(source, budget=300), tmp_path)
+
+
+def test_a_heading_and_the_longest_block_under_it_are_within_the_limits() -> None:
+    for words in range(248, 254):
+        texts = bodies(
+            planned(f"# You\n\n{prose(2_900)}\n## Part of it\n\n{SENTENCE * words}\n\n# Next\n\n{prose(3_000)}")
+        )
+        assert all(COUNTER.count(text) <= MAX_BODY_TOKENS for text in texts.values()), words
+    for lines in range(495, 503):
+        texts = bodies(
+            planned(f"# You\n\n{prose(2_900)}\n## Part of it\n\n" + "a\n" * lines + f"\n# Next\n\n{prose(3_000)}")
+        )
+        assert not [each for text in texts.values() for each in over_limits(text.encode(), 0)], lines
 
 
 def test_a_budget_of_any_size_gives_a_core_that_is_served(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ from iris_kv.markdown import NEWLINE, Block, blocks
 Count = Callable[[bytes], int]
 """Returns the tokens of a part of the source."""
 
+HEADING_TOKENS: Final = 40
+"""Of a heading that is put before the block under it in any case."""
+
+_HEADING_LINES: Final = 10
 _MAX_DEPTH: Final = 8
 _TITLE_WITHIN: Final = 2_000
 _LONGEST_BYTES: Final = MAX_FILE_BYTES - 50_000
@@ -71,8 +75,10 @@ class Part:
 
     @property
     def fits(self) -> bool:
-        """Whether it is short enough for one instruction."""
-        return self.tokens <= MAX_BODY_TOKENS and self.lines <= MAX_BODY_LINES
+        """Whether it is short enough for one instruction; a block leaves room for its heading."""
+        tokens, lines = (0, 0) if self.kind in {"section", "pair"} else (HEADING_TOKENS, _HEADING_LINES)
+        # The last line may have no end.
+        return self.tokens <= MAX_BODY_TOKENS - tokens and self.lines < MAX_BODY_LINES - lines
 
 
 class _Pair(NamedTuple):

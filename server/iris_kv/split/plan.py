@@ -138,14 +138,14 @@ class _Planner:
         return plan.budget
 
     def _with(self, parts: Sequence[Part]) -> Plan:
-        core = spans_of(parts)
+        core = spans_of(parts, self._source)
         return Plan(
             source=self._source,
             budget=self._budget,
             table_tokens=_table_tokens(self._budget),
             core=core,
             core_titles=tuple(plain(each.title) for part in parts for each in sections(part)),
-            instructions=tuple(self._named(pieces(self._root, core))),
+            instructions=tuple(self._named(pieces(self._root, core, self._source))),
         )
 
     def _named(self, found: Sequence[Piece]) -> list[PlannedInstruction]:
