@@ -29,6 +29,9 @@ Stamp = tuple[int, int, int]
 MAX_FILE_BYTES: Final = 1_000_000
 MAX_BODY_TOKENS: Final = 3_500
 MAX_BODY_LINES: Final = 500
+MAX_REFERENCES_CHARS: Final = 4_096
+UNSERVED_FILE: Final = "readme.md"
+"""In any case of letters, it is about the folder, and no instruction."""
 
 _MAX_FRONT_BYTES: Final = 16 * 1024
 _MAX_FRONT_DEPTH: Final = 20
@@ -54,7 +57,10 @@ _RULES: Final[Mapping[str, tuple[str, str]]] = {
         r"[0-9]{0,9}",
         "it is a string of digits: where the instruction stands among those of its origin",
     ),
-    "metadata.references": (r".{0,4096}", "it is the tags that the text refers to, joined by commas"),
+    "metadata.references": (
+        rf".{{0,{MAX_REFERENCES_CHARS}}}",
+        f"it is the tags that the text refers to, joined by commas: at most {MAX_REFERENCES_CHARS:,} characters",
+    ),
 }
 
 
@@ -148,12 +154,25 @@ def check_file(source: InstructionSource, name: str, raw: bytes, stamp: Stamp | 
 
 def shown_file(source: InstructionSource, name: str) -> str:
     """Return the source's label and a file's name in it, with nothing in the name that could deceive."""
-    return f"{source.label}/{''.join(one if one.isprintable() else '?' for one in name)}"
+    return f"{source.label}/{printable(name)}"
+
+
+def printable(text: str) -> str:
+    """Return a text with `?` for what a terminal would obey or not show: controls, bidi marks, half surrogates."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def same_tag(tag: str, file: str, first: str) -> LibraryError:
     """Return the error for a second file with one tag in a source."""
     return LibraryError(file=file, problem=f"its tag {tag!r} is that of {first}; a source has a tag once; rename one")
+
+
+def is_front_matter(text: bytes) -> bool:
+    """Tell whether what stands between two lines `---` at the top of a file is a small YAML mapping."""
+    try:
+        return len(text) <= _MAX_FRONT_BYTES and _mapping(text.decode()) is not None
+    except yaml.YAMLError:
+        return False
 
 
 def find_sections(body: bytes) -> Iterator[Section]:
@@ -204,7 +223,7 @@ def _scan(source: InstructionSource) -> Iterator[tuple[str, Stamp | None]]:
     with os.scandir(source.folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.name.startswith(".") or entry.name.casefold() == "readme.md":
+        if entry.name.startswith(".") or entry.name.casefold() == UNSERVED_FILE:
             continue
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir()):
             if os.path.lexists(f"{entry.path}/SKILL.md"):
@@ -263,12 +282,11 @@ def _front_nodes(front: str, file: str) -> dict[str, yaml.Node]:
     """Return the nodes by dotted name. Nothing is constructed: no value can fail, grow or run anything."""
     rule, fix = "the front matter is lines such as name: web-development", "mend it"
     try:
-        _check_depth(front)
-        root = _compose(front, _YAML)
+        root = _mapping(front)
     except yaml.YAMLError as error:
         why = " ".join(str(error).split()).replace(' "<unicode string>",', "")
         raise _problem(file, f"has front matter that is not YAML: {why}", rule, fix) from None
-    if not isinstance(root, yaml.MappingNode):
+    if root is None:
         raise _problem(file, "has front matter that is not a mapping", rule, fix)
     nodes: dict[str, yaml.Node] = {}
     for name, node in _pairs(root):
@@ -276,6 +294,12 @@ def _front_nodes(front: str, file: str) -> dict[str, yaml.Node]:
             raise _problem(file, f"field {name!r} is there twice", "each field is given once", "delete one")
         nodes[name] = node
     return nodes
+
+
+def _mapping(front: str) -> yaml.MappingNode | None:
+    _check_depth(front)
+    root = _compose(front, _YAML)
+    return root if isinstance(root, yaml.MappingNode) else None
 
 
 def _check_depth(front: str) -> None:

@@ -25,6 +25,10 @@ from iris_kv.tokens import estimate
 MARKER: Final = b"<!-- iris:instructions -->"
 """Where the trigger table or the bodies go; with `max_tokens=900` before the end, the table may take as many."""
 
+MAX_SOURCE_BYTES: Final = 5_000_000
+"""Of the file that a prompt is rendered from."""
+MAX_TABLE_TOKENS: Final = 99_999
+
 TABLE_TOKENS: Final = 300
 """The trigger table in the compact prompt: the four shipped instructions take 228 by the estimate."""
 SERVER_TOKENS: Final = 232
@@ -33,7 +37,6 @@ SERVER_CHARS: Final = 2_048
 
 _MARKER_LINE: Final = re.compile(rb"[ \t]*<!-- iris:instructions(?: max_tokens=(\d{1,5}))? -->(?=\s*\Z)")
 _SHORT_CHARS: Final = (80, 48, 24)
-_MAX_SOURCE_BYTES: Final = 5_000_000
 _RULE: Final = (
     "Before you start a task of a kind listed here, call `get_instruction` with its tag and follow what it"
     " returns. Call it again after your context was compacted."
@@ -102,7 +105,7 @@ class PromptSource:
             seen = found.st_mtime_ns, found.st_size
             if seen == self._seen and self.error is None:
                 return
-            raw = regular_bytes(self._path, _MAX_SOURCE_BYTES)
+            raw = regular_bytes(self._path, MAX_SOURCE_BYTES)
         except ValueError as error:
             raise self._bad(str(error)) from None
         except OSError as error:
@@ -127,7 +130,7 @@ class PromptSource:
     def _bad(self, problem: str) -> InvalidArgumentError:
         return InvalidArgumentError(
             f"the prompt source {self._path.name!r} {problem}",
-            f"it is UTF-8 of at most {_MAX_SOURCE_BYTES} bytes with a line {MARKER.decode()!r}",
+            f"it is UTF-8 of at most {MAX_SOURCE_BYTES} bytes with a line {MARKER.decode()!r}",
             "mend the file",
         )
 

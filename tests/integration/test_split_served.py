@@ -38,7 +38,7 @@ def document(pattern: str) -> bytes:
 def split(source: bytes, out: Path) -> None:
     plan = plan_split(source, COUNTER)
     manifest = manifest_of(plan, "document.md", COUNTER)
-    write_split(out, list(files_of(plan, manifest)), replace=False)
+    write_split(out, list(files_of(plan, manifest)))
 
 
 @pytest.mark.parametrize("pattern", DOCUMENTS)

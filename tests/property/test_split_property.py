@@ -107,6 +107,6 @@ def test_what_is_written_is_served_and_verified(source: bytes) -> None:
         assert checked.fields["tag"] == piece.tag
         assert checked.fields["description"].startswith("Use when ")
     with TemporaryDirectory() as folder:
-        write_split(Path(folder) / "out", list(files.items()), replace=False)
+        write_split(Path(folder) / "out", list(files.items()))
         found = verify_split(Path(folder) / "out")
     assert (found.ok, found.findings, found.rebuilt_bytes) == (True, (), len(source))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ cli = pytest.fixture(isolated_cli)
 
 LINE = "Keep the change small, run every test, and say in the commit what changed and why it had to.\n"
 PROMPT = (
-    "# Assistant\n\nYou help people with their repositories.\n\n"
+    "# \N{OWL} Assistant\n\nYou help people with their repositories.\n\n"
     + "".join(
         f"## {title}\n\nUse this when the user asks for {about}.\n\n- Always check {about} twice.\n\n{LINE * 150}\n"
         for title, about in (("Commits", "a commit"), ("Reviews", "a review"), ("Releases", "a release"))
@@ -90,6 +92,46 @@ def test_split_instructions_pass_the_strict_check(cli: Cli, prompt: Path) -> Non
     assert cli("instructions", "check", "--strict", "out/instructions").text.endswith("3 instructions, 0 problems\n")
 
 
+def test_with_its_prompt_the_verbs_show_the_instructions_of_a_split_alone(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    served = ("--instructions", "out/instructions", "--prompt", "out/prompts/system.md")
+
+    listed = cli("instructions", "list", *served).text
+    checked = cli("instructions", "check", *served).text
+
+    assert [line.partition(" ")[0] for line in listed.splitlines()] == ["commits", "reviews", "releases"]
+    assert checked.endswith("3 instructions, 0 problems\n")
+    assert "not_found: " in cli("instructions", "show", "research", *served, code=3).err
+    assert cli("instructions", "show", "commits", *served).text.startswith("## Commits\n")
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\nname: x\n.md", b"\xff\xfe.md", "\u202egnp.md".encode(), b"\x1b[2Jx.md", b"\x85.md"]
+)
+def test_the_name_of_a_prompt_is_kept_as_far_as_it_can_be_shown(cli: Cli, prompt: Path, name: bytes) -> None:
+    os.rename(prompt, os.path.join(os.fsencode(cli.workspace), name))
+
+    cli("split", os.fsdecode(name), "--out", "out")
+
+    kept = json.loads((cli.workspace / "out/manifest.json").read_bytes())["source"]["name"]
+    assert kept.isprintable()
+    assert kept.endswith(".md")
+    assert cli("split", "--verify", "out").text.endswith("byte for byte\n")
+
+
+def test_no_line_of_a_prompt_commands_the_terminal(cli: Cli, prompt: Path) -> None:
+    rule = "- You must\tnot \x1b[2J\x9b2J ring \x07 it."
+    prompt.write_bytes(PROMPT.replace(b"## Reviews\n", f"## Reviews\n\n{rule}\n".encode()))
+
+    said = cli("split", "PROMPT.md", "--out", "out").text
+    edited("instructions/reviews.md", lambda text: text.replace(rule, ""))(cli.workspace / "out")
+    lost = cli("split", "--verify", "out", code=7).text
+
+    assert re.search(r"-> reviews: - You must +not \?\[2J\?2J ring \? it\.\n", said)
+    assert "lost line 164: - You must" in lost
+    assert (said + lost).replace("\n", "").isprintable()
+
+
 # writing over what is there
 
 
@@ -118,6 +160,68 @@ def test_an_edited_split_is_never_overwritten(cli: Cli, prompt: Path, edit: str)
 
     assert "conflict: 'out' exists and is not an unchanged split" in said
     assert {each: each.read_bytes() for each in (cli.workspace / "out").rglob("*.*")} == before
+
+
+EXTRAS = ["notes.txt", ".git/HEAD", "docs/x.md", "instructions/README.md", "prompts/other.md", "PROMPT.md", "empty/"]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_file_beside_a_split_is_named_and_stays(cli: Cli, prompt: Path, extra: str) -> None:
+    out = cli.workspace / "out"
+    cli("split", "PROMPT.md", "--out", "out")
+    (out / extra).parent.mkdir(exist_ok=True)
+    if extra.endswith("/"):
+        (out / extra).mkdir()
+    else:
+        (out / extra).write_bytes(b"Mine.")
+    before = sorted(out.rglob("*"))
+
+    said = cli("split", "PROMPT.md", "--out", "out", code=4).err
+
+    named = extra if (out / extra).parent.name in {"instructions", "prompts"} else extra.partition("/")[0]
+    assert f"conflict: 'out' exists and is not an unchanged split: added, edited or gone is {named!r};" in said
+    assert sorted(out.rglob("*")) == before
+    assert f"note: {named} was added after the split" in cli("split", "--verify", "out").text
+
+
+def test_a_split_with_many_other_files_names_the_first_ones(cli: Cli, prompt: Path) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    for number in range(20):
+        (cli.workspace / f"out/mine-{number:02}\n.txt").write_bytes(b"Mine.")
+
+    said = cli("split", "PROMPT.md", "--out", "out", code=4).err
+
+    assert "'mine-00?.txt', 'mine-01?.txt'" in said
+    assert "'mine-09?.txt' and 10 more;" in said
+
+
+@pytest.mark.parametrize("linked", ["source.md", "instructions", "instructions/reviews.md"])
+def test_a_split_with_a_link_in_it_is_never_overwritten(cli: Cli, prompt: Path, linked: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    (cli.workspace / "out" / linked).rename(cli.workspace / "moved")
+    (cli.workspace / "out" / linked).symlink_to(cli.workspace / "moved")
+
+    assert f"is {linked!r};" in cli("split", "PROMPT.md", "--out", "out", code=4).err
+    assert (cli.workspace / "out" / linked).is_symlink()
+
+
+@pytest.mark.parametrize("damage", ["titles", "spaces"])
+def test_a_split_with_an_edited_manifest_is_never_overwritten(cli: Cli, prompt: Path, damage: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    path = cli.workspace / "out/manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["pieces"][0]["titles"] = ["Commits" if damage == "spaces" else "Mine"]
+    path.write_text(json.dumps(manifest))
+
+    assert "is 'manifest.json';" in cli("split", "PROMPT.md", "--out", "out", code=4).err
+    assert json.loads(path.read_bytes()) == manifest
+
+
+def test_a_file_in_place_of_the_folder_stays(cli: Cli, prompt: Path) -> None:
+    said = cli("split", "PROMPT.md", "--out", "PROMPT.md", code=4).err
+
+    assert "conflict: 'PROMPT.md' is a file" in said
+    assert prompt.read_bytes() == PROMPT
 
 
 def test_a_folder_with_other_files_is_never_overwritten_but_an_empty_one_is_used(cli: Cli, prompt: Path) -> None:
@@ -226,7 +330,7 @@ DAMAGES = {
         "field 'name' is missing",
     ),
     "an instruction renamed": (
-        edited("instructions/commits.md", lambda text: text.replace("name: commits", "name: x")),
+        edited("instructions/commits.md", lambda text: text.replace('name: "commits"', "name: x")),
         "its tag was 'commits' and is 'x'",
     ),
     "the marker deleted": (
@@ -243,6 +347,19 @@ DAMAGES = {
         remanifested(lambda manifest: manifest["pieces"][0].update(digest="sha256:" + "0" * 64)),
         "commits.md: its text",
     ),
+    "a title changed": (
+        remanifested(lambda manifest: manifest["pieces"][0].update(titles=["Mine"])),
+        "manifest.json: was edited; take it back from Git",
+    ),
+    "the copy without end": (
+        lambda folder: os.truncate(folder / "source.md", 10**12),
+        "source.md: cannot be read",
+    ),
+    "a span that ends within a character": (
+        remanifested(lambda manifest: manifest["core"][0].update(end=manifest["core"][0]["start"] + 3)),
+        "  lost line 1: # \N{REPLACEMENT CHARACTER}",
+    ),
+    "the budget changed": (remanifested(lambda manifest: manifest.update(budget=1)), "manifest.json: was edited"),
 }
 
 
@@ -298,6 +415,15 @@ def test_verify_notes_an_added_instruction_without_failing(cli: Cli, prompt: Pat
     (cli.workspace / "out/instructions/mine.md").write_text("---\nname: mine\ndescription: Mine.\n---\nMine.\n")
 
     assert "note: instructions/mine.md was added after the split" in cli("split", "--verify", "out").text
+
+
+@pytest.mark.parametrize("file", ["instructions/\0.md", "../x.md", "/etc/passwd", "instructions/commits.md\n"])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(cli: Cli, prompt: Path, file: str) -> None:
+    cli("split", "PROMPT.md", "--out", "out")
+    remanifested(lambda manifest: manifest["pieces"][0].update(file=file))(cli.workspace / "out")
+
+    assert "manifest.json is damaged: pieces.0.file" in cli("split", "--verify", "out", code=2).err
+    assert "conflict: 'out' exists" in cli("split", "PROMPT.md", "--out", "out", code=4).err
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"format": 2}'])

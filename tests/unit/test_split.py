@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from iris_kv.errors import InvalidArgumentError, TooLargeError
-from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, InstructionSource, check_file
+from iris_kv.instruction_file import (
+    MAX_BODY_LINES,
+    MAX_BODY_TOKENS,
+    InstructionSource,
+    check_file,
+    over_limits,
+    slug_of,
+)
+from iris_kv.instructions import Instruction, InstructionLibrary
 from iris_kv.model import digest_of
-from iris_kv.split import Plan, files_of, manifest_of, plan_split, report_of
+from iris_kv.split import Plan, files_of, manifest_of, plan_split, report_of, verify_split, write_split
 from iris_kv.tokens import TokenCounter
 
 COUNTER = TokenCounter()
@@ -93,6 +102,87 @@ def test_a_piece_says_of_itself_when_to_use_it_and_its_two_rules() -> None:
     assert second.essentials == ""
 
 
+def served(plan: Plan, folder: Path, name: str = "p.md") -> dict[str, Instruction]:
+    """Return what a library serves of a split that was written; every piece must be in it as it was."""
+    manifest = manifest_of(plan, name, COUNTER)
+    write_split(folder / "out", list(files_of(plan, manifest)))
+    source = InstructionSource(folder=folder / "out/instructions", origin="folder", label="out")
+    library = InstructionLibrary([source], COUNTER)
+    found = {each.tag: each for each in library.instructions}
+    assert library.errors == ()
+    assert {tag: each.body.decode() for tag, each in found.items()} == bodies(plan)
+    assert verify_split(folder / "out").ok
+    return found
+
+
+NAMES = [
+    "README",
+    "readme",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "true",
+    "False",
+    "null",
+    "0xff",
+    "1e5",
+    "2024-01-01",
+    "1_000",
+    ".inf",
+    "y",
+]
+
+
+def test_every_heading_gives_an_instruction_that_is_served(tmp_path: Path) -> None:
+    source = f"# You\n\n{prose(2_000)}\n" + "".join(f"# {name}\n\n{prose(1_900)}\n" for name in NAMES)
+
+    found = served(planned(source), tmp_path)
+
+    assert {"readme_2", "readme_3", "yes", "true", "null"} <= found.keys()
+    assert len(found) == len(NAMES)
+
+
+def test_references_to_more_headings_than_the_front_matter_may_name_are_cut_at_a_tag(tmp_path: Path) -> None:
+    names = [f"The chapter of many words about the number {number:03}" for number in range(150)]
+    links = "".join(f"[x](#{slug_of(name)})\n" for name in names)
+    source = f"# You\n\n{prose(2_000)}\n# Overview\n\n{links}\n" + "".join(
+        f"# {name}\n\n{SENTENCE * 12}\n" for name in names
+    )
+
+    found = served(planned(source), tmp_path)
+
+    named = found["overview"].references.split(", ")
+    assert 50 < len(named) < 150
+    assert set(named) <= found.keys()
+    assert len(found["overview"].references) <= 4_096
+
+
+def said_of(text: str) -> tuple[str, str]:
+    """Return the description and the essentials of an instruction `Topic` with this text."""
+    *_, last = planned(f"# You\n\n{prose(2_900)}\n# Topic\n\n{text}\n\n{prose(1_900)}").instructions
+    return last.description, last.essentials
+
+
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("Use this whenever the build is red.", "the build is red (Topic)."),
+        ("Do not use this when the user asks for a commit.", "the task involves Topic: Do not use this when"),
+        ("You should never, ever, answer when the user is away.", "the task involves Topic: You should never"),
+        ("Don\u2019t use it if the build is red. Use it if the build is green.", "the build is green (Topic)."),
+    ],
+)
+def test_when_to_use_a_piece_is_never_when_not_to_use_it(text: str, when: str) -> None:
+    assert said_of(text)[0].startswith(f"Use when {when}")
+
+
+def test_rules_keep_their_code_and_the_names_of_tags() -> None:
+    text = "- NEVER *edit* `__init__.py` or `*.env` **by `hand`**.\n- Always answer in <answer> tags,<br> <b>not</b> others."
+
+    assert said_of(text)[1] == ("NEVER edit __init__.py or *.env by hand. Always answer in <answer> tags, not others.")
+
+
 def test_the_same_source_gives_the_same_plan() -> None:
     assert planned(LARGE) == planned(LARGE)
 
@@ -138,6 +228,41 @@ def test_what_cannot_be_kept_is_refused_with_the_figures() -> None:
 
     enough = int(told.value.todo.split()[2].rstrip(","))
     assert COUNTER.count(planned(LARGE, "Deploying", budget=enough).rendered()) <= enough
+
+
+def test_the_budget_that_is_suggested_is_enough_for_a_long_trigger_table() -> None:
+    source = f"# Kept\n\n{prose(290)}\n" + "".join(
+        f"# Kind {n} of task with a long name\n\nUse this when {SENTENCE}\n\n{prose(1_900)}\n" for n in range(30)
+    )
+    with pytest.raises(InvalidArgumentError, match=r"give --budget \d+") as told:
+        planned(source, "Kept", budget=300)
+
+    enough = int(told.value.todo.split()[2].rstrip(","))
+    assert core(planned(source, "Kept", budget=enough)).startswith("# Kept")
+
+
+def test_a_heading_inside_short_lines_of_tags_can_be_kept() -> None:
+    source = f"# You\n\n{prose(2_500)}\n<rules>\nFirst.\n\n## Tone\n\nBe kind.\n\n## Rest\n\n{prose(1_500)}</rules>\n"
+
+    assert tags(planned(source)) == ["rules"]
+    assert "## Tone\n\nBe kind.\n" in core(planned(source, "tone"))
+    assert rebuilt(planned(source, "tone")) == source.encode()
+
+
+@pytest.mark.parametrize("head", ["## Links", "Links\n-----"])
+def test_a_heading_stays_one_over_definitions_of_links(head: str) -> None:
+    source = (
+        f"# You\n\n{prose(2_900)}\n{head}\n[a]: http://a\n[b]: http://b\n\n{prose(1_500)}\n# Next\n\n{prose(3_000)}\n"
+    )
+
+    assert tags(planned(source)) == ["links", "next"]
+
+
+@pytest.mark.parametrize("text", ["You are *kind*: {so.", "- a\n- b", "Be kind."])
+def test_a_rule_at_the_top_is_no_front_matter(text: str) -> None:
+    source = f"---\n{text}\n\n# One\n\n{prose(2_000)}\n\n---\n\n# Two\n\n{prose(2_000)}\n"
+
+    assert tags(planned(source, budget=300)) == ["one", "two"]
 
 
 def test_an_unknown_heading_is_refused_with_those_there_are() -> None:
@@ -189,6 +314,38 @@ def test_lines_of_tags_keep_together_what_stands_between_them() -> None:
     assert tags(plan) == ["making_changes", "searching"]
     assert bodies(plan)["making_changes"].startswith("<making_changes>\n# Rules")
     assert bodies(plan)["making_changes"].endswith("</making_changes>\n")
+
+
+CLOSED = {
+    "a fence": "```sh\n# no heading\n\n# none\n```\n",
+    "a list": "- Do it.\n- Do more.\n",
+    "a heading": "# Inner\nDo it.\n",
+    "a quote": "> Do it.\n",
+    "a table": "| a | b |\n|---|---|\n| 1 | 2 |\n",
+    "a fence in an item": "- Do it.\n  ```\n  </rules>\n  ```\n",
+    "a tag in an item": "- Do it:\n  <rules>\n  Or not.\n  </rules>\n- Do more.\n",
+    "a tag in a fence": "~~~\n</rules>\n\n</rules>\n~~~\n",
+    "a tag in a comment": "<!--\n</rules>\n\n# none\n-->\n",
+    "a tag in pre": "<pre>\n</rules>\n\n# none\n</pre>\n",
+}
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("kind", CLOSED)
+def test_a_tags_line_stands_alone_whatever_is_next_to_it(kind: str, newline: str) -> None:
+    inner = CLOSED[kind]
+    source = (
+        f"# You\n\n{prose(2_200)}\n<rules>\n{inner}{prose(1_900)}{inner}</rules>\n"
+        f"# Next\n\n{prose(3_000)}\n<rules>\n{inner}</rules>\n```\n# none\n\n# none\n```\n"
+    ).replace("\n", newline)
+
+    plan = planned(source)
+
+    assert tags(plan)[:2] == ["rules", "next"]
+    assert not [tag for tag in tags(plan) if tag.startswith("no")]
+    assert bodies(plan)["rules"].startswith("<rules>")
+    assert bodies(plan)["rules"].endswith(f"</rules>{newline}")
+    assert rebuilt(plan) == source.encode()
 
 
 def test_a_pair_of_tags_around_everything_is_opened() -> None:
@@ -340,7 +497,41 @@ def test_references_are_listed_and_nothing_is_rewritten() -> None:
     front = dict(files_of(plan, manifest))["instructions/setup.md"].decode()
     assert '  references: "tests, release_notes"\n' in front
     start = by_tag["setup"].references[0].start
-    assert source.encode()[start:].startswith(b"See section 2.1")
+    assert source.encode()[start:].startswith(b"section 2.1")
+
+
+def referred(*sentences: str, headings: str) -> list[str]:
+    """Return the headings that the sentences refer to, each of which is in an instruction of its own."""
+    sections = "".join(f"## {name}\n\n{prose(3_000)}\n" for name in headings.split(", "))
+    plan = planned("# Guide\n\n" + "\n\n".join(sentences) + f"\n\n{sections}", budget=400)
+    return [each.heading for each in manifest_of(plan, "p.md", COUNTER).core_references]
+
+
+def test_numbers_refer_to_sections_only_behind_a_word_for_one() -> None:
+    headings = "1. One, 2. Two, 3. Three, 4. Four"
+
+    assert referred("Answer under 2 minutes, 3 per 4 seconds, see 1 of them.", headings=headings) == []
+    assert referred("Sections 2, 3 and 4 hold.", headings=headings) == ["2. Two", "3. Three", "4. Four"]
+    assert referred("By chapter 1, or by\n§ 3.", headings=headings) == ["1. One", "3. Three"]
+
+
+def test_a_reference_goes_on_in_the_next_line_but_not_behind_an_empty_one() -> None:
+    headings = "Release notes, Long tests"
+
+    assert referred("Then follow the\nRelease notes.", headings=headings) == ["Release notes"]
+    assert referred("Now see:", "Release notes hold.", headings=headings) == []
+
+
+def test_links_to_headings_of_one_title_are_told_apart() -> None:
+    plan = planned("# Guide\n\n[2](#x-1) [1](#x) [3](#x-2)\n\n" + f"## X\n\n{prose(3_000)}\n" * 3, budget=400)
+
+    assert [each.tag for each in manifest_of(plan, "p.md", COUNTER).core_references] == ["x_2", "x", "x_3"]
+
+
+def test_hostile_references_take_no_time() -> None:
+    for text in ("see" + "\n \n" * 9_000, "see " * 9_000, "see`" + "\n" * 9_000, "[" * 60_000, "[\n" * 9_000):
+        source = f"# You\n\n{text}\n\n# See\n\n{prose(3_000)}"
+        assert manifest_of(planned(source), "p.md", COUNTER).source.bytes == len(source)
 
 
 def test_the_manifest_holds_each_span_and_its_digest() -> None:
@@ -413,10 +604,39 @@ def test_a_prompt_over_5_megabytes_is_refused() -> None:
         "\n" * 50 + "x",
         "---\nname: x\n---\n\n" + "[a]: http://x\n" * 3_000,
         "x" + "\n" * 9_000,
+        "\n" * 9_000 + "x" * 20_000,
+        "\x0c\n" * 3_000 + SENTENCE * 800 + "\n\n" + "\x0c\n" * 3_000,
+        f"# One\n\n{SENTENCE * 190}\n\n\x0c\n\n{SENTENCE * 249}\n\n\x0b\n\n{SENTENCE * 249}\n\n\x0c\n",
     ],
 )
-def test_a_text_that_markdown_sees_no_block_in_is_split(source: str) -> None:
-    assert rebuilt(planned(source)) == source.encode()
+def test_a_text_that_markdown_sees_no_block_in_is_split_and_served(source: str, tmp_path: Path) -> None:
+    assert rebuilt(planned(source, budget=300)) == source.encode()
+    served(planned(source, budget=300), tmp_path)
+
+
+def test_a_heading_and_the_longest_block_under_it_are_within_the_limits() -> None:
+    for words in range(248, 254):
+        texts = bodies(
+            planned(f"# You\n\n{prose(2_900)}\n## Part of it\n\n{SENTENCE * words}\n\n# Next\n\n{prose(3_000)}")
+        )
+        assert all(COUNTER.count(text) <= MAX_BODY_TOKENS for text in texts.values()), words
+    for lines in range(495, 503):
+        texts = bodies(
+            planned(f"# You\n\n{prose(2_900)}\n## Part of it\n\n" + "a\n" * lines + f"\n# Next\n\n{prose(3_000)}")
+        )
+        assert not [each for text in texts.values() for each in over_limits(text.encode(), 0)], lines
+
+
+def test_a_budget_of_any_size_gives_a_core_that_is_served(tmp_path: Path) -> None:
+    plan = planned(LARGE, budget=1_000_000)
+
+    assert plan.instructions == ()
+    assert served(plan, tmp_path) == {}
+
+
+def test_a_core_that_is_too_large_to_serve_is_refused() -> None:
+    with pytest.raises(TooLargeError, match=r"the core would have 5,000,0\d\d bytes; .* give a smaller --budget"):
+        planned(b"x" * 4_999_990 + b"\n", budget=5_000_000)
 
 
 def test_a_budget_that_holds_nothing_is_refused() -> None:

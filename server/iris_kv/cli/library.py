@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -40,11 +40,14 @@ prompts = typer.Typer()
 
 @library.command(name="list", short_help="List the instructions served.")
 def list_instructions(
-    workspace: WorkspaceOption = None, instructions: FoldersOption = None, as_json: JsonOption = False
+    workspace: WorkspaceOption = None,
+    instructions: FoldersOption = None,
+    source: PromptOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the instructions served: where each comes from, its version, and what it overrides."""
     with reported(as_json=as_json):
-        served = _workspace(workspace, instructions)
+        served = _workspace(workspace, instructions, source)
     found = served.library
     data = served_instructions(found, served.counter)
     show(data, "\n".join([*map(_listed, found.instructions), *_errors(found)]), as_json=as_json)
@@ -56,11 +59,12 @@ def show_instruction(
     section_name: Annotated[str | None, typer.Option("--section", help="One section, by slug or title.")] = None,
     workspace: WorkspaceOption = None,
     instructions: FoldersOption = None,
+    source: PromptOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print an instruction's body, or one of its sections."""
     with reported(as_json=as_json):
-        each = _workspace(workspace, instructions).library.get(tag)
+        each = _workspace(workspace, instructions, source).library.get(tag)
         part = None if section_name is None else section(each, section_name)
     text = (each.body if part is None else each.body[part.start : part.end]).decode()
     data = {
@@ -80,11 +84,12 @@ def check_instructions(
     strict: Annotated[bool, typer.Option("--strict", help="Over 3,500 tokens or 500 lines is an error.")] = False,
     workspace: WorkspaceOption = None,
     instructions: FoldersOption = None,
+    source: PromptOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Validate instruction files, count their tokens, and compare them with Git's HEAD."""
     with reported(as_json=as_json):
-        sources = _sources(folders, workspace, instructions)
+        sources = _sources(folders, workspace, given(instructions, source))
     report = check(sources, TokenCounter(), strict=sources if strict else ())
     about = _about(exact=report.exact)
     lines: list[str] = []
@@ -163,12 +168,12 @@ def _location(name: str | None) -> Location | None:
 
 
 def _sources(
-    checked: list[Path] | None, workspace: str | None, folders: list[Path] | None
+    checked: list[Path] | None, workspace: str | None, arguments: Mapping[str, object]
 ) -> Sequence[InstructionSource]:
     if checked:
         return [InstructionSource(folder=each.absolute(), origin="folder", label=str(each)) for each in checked]
     location = _location(workspace)
-    return instruction_sources(location, load_settings(None if location is None else location.root, given(folders)))
+    return instruction_sources(location, load_settings(None if location is None else location.root, arguments))
 
 
 def _listed(each: Instruction) -> str:

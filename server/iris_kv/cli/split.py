@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -12,7 +12,9 @@ import typer
 from anyio import to_thread
 
 from iris_kv.cli.output import JsonOption, progress, reported, show
-from iris_kv.errors import InvalidArgumentError, NotFoundError
+from iris_kv.errors import InvalidArgumentError
+from iris_kv.instruction_file import printable
+from iris_kv.prompts import MAX_SOURCE_BYTES
 from iris_kv.split import (
     SplitReport,
     SplitVerification,
@@ -23,7 +25,7 @@ from iris_kv.split import (
     verify_split,
     write_split,
 )
-from iris_kv.split.plan import MAX_SOURCE_BYTES, too_large
+from iris_kv.split.plan import too_large
 from iris_kv.tokens import TokenCounter
 
 split_app = typer.Typer()
@@ -57,7 +59,7 @@ def split(
         if prompt is None or out is None:
             raise _usage("no PROMPT" if prompt is None else "no --out")
         report = _working("splitting", lambda: _split(prompt, out, budget, keep or ()))
-    show(report, "\n".join(_report_lines(report, out)), as_json=as_json)
+    show(report, _shown(_report_lines(report, out)), as_json=as_json)
 
 
 def _split(prompt: Path, out: Path, budget: int | None, keep: Sequence[str]) -> SplitReport:
@@ -66,17 +68,8 @@ def _split(prompt: Path, out: Path, budget: int | None, keep: Sequence[str]) -> 
     manifest = manifest_of(plan, prompt.name, counter)
     shown, deferred = _tool_tokens(counter, [each.tag for each in plan.instructions])
     report = report_of(plan, manifest, counter, tool_tokens=shown, deferred_tool_tokens=deferred)
-    write_split(out, list(files_of(plan, manifest)), replace=_is_unchanged(out))
+    write_split(out, list(files_of(plan, manifest)))
     return report
-
-
-def _is_unchanged(folder: Path) -> bool:
-    """Tell whether a folder holds a split that nobody edited or added to, so that nothing is lost with it."""
-    try:
-        found = verify_split(folder)
-    except (InvalidArgumentError, NotFoundError):
-        return False
-    return found.ok and not found.notes
 
 
 def _read(prompt: Path) -> bytes:
@@ -175,6 +168,11 @@ def _show_verification(found: SplitVerification, *, as_json: bool) -> None:
         lines += [f"  lost line {lost.line}: {lost.text}" for lost in finding.lost]
     lines += [f"note: {note}" for note in found.notes]
     lines.append("the files rebuild the source, byte for byte" if found.ok else "the files do not rebuild the source")
-    show(found, "\n".join(lines), as_json=as_json)
+    show(found, _shown(lines), as_json=as_json)
     if not found.ok:
         raise SystemExit(_DAMAGED)
+
+
+def _shown(lines: Iterable[str]) -> str:
+    """Return lines as one text; a line of a prompt does not command the terminal."""
+    return "\n".join(printable(line.expandtabs()) for line in lines)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from iris_kv.split.files import Manifest, files_of, manifest_of, write_split
+from iris_kv.split.files import files_of, manifest_of
+from iris_kv.split.folder import write_split
+from iris_kv.split.manifest import Manifest
 from iris_kv.split.plan import Plan, plan_split
 from iris_kv.split.report import SplitReport, report_of
 from iris_kv.split.verify import SplitVerification, verify_split

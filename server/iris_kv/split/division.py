@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS
-from iris_kv.split.outline import Part
+from iris_kv.split.outline import HEADING_TOKENS, Part
 
 _SMALL_TOKENS: Final = 400
 _MERGED_TOKENS: Final = 1_200
@@ -65,6 +65,8 @@ def core_parts(root: Part, kept: Sequence[Part], room: int) -> list[Part]:
     enough = room * _LEAST_SHARE
 
     def is_opened(part: Part) -> bool:
+        if part.kind == "pair" and part.fits:
+            return False
         holds_most = part.end - part.start > root.end // 2
         return not taken or holds_most or (not part.fits and sum(each.tokens for each in taken) < enough)
 
@@ -88,20 +90,23 @@ def core_parts(root: Part, kept: Sequence[Part], room: int) -> list[Part]:
     return sorted([*taken, *kept], key=lambda part: part.start)
 
 
-def spans_of(parts: Sequence[Part]) -> tuple[Span, ...]:
-    """Return the spans of parts in order, adjacent ones joined."""
+def spans_of(parts: Sequence[Part], source: bytes) -> tuple[Span, ...]:
+    """Return the spans of parts in order, joined where nothing or only blank text is between; so at both ends."""
     found: list[Span] = []
     for part in parts:
-        if found and found[-1].end == part.start:
-            found[-1] = Span(found[-1].start, part.end)
-        else:
+        reached = found[-1].end if found else 0
+        if source[reached : part.start].strip():
             found.append(Span(part.start, part.end))
+        else:
+            found.append(Span(found.pop().start if found else 0, part.end))
+    if found and not source[found[-1].end :].strip():
+        found.append(Span(found.pop().start, len(source)))
     return tuple(found)
 
 
-def pieces(root: Part, core: Sequence[Span]) -> list[Piece]:
-    """Return what does not stay in the core, as pieces that are read well, in order."""
-    return _without_scraps(_pieces(root, core, root.end // 2))
+def pieces(root: Part, core: Sequence[Span], source: bytes) -> list[Piece]:
+    """Return what does not stay in the core, as pieces that are read well, in order; none is blank."""
+    return _without_scraps(_pieces(root, core, root.end // 2), source)
 
 
 def _pieces(part: Part, core: Sequence[Span], most: int) -> list[Piece]:
@@ -142,7 +147,7 @@ def _merged(run: Sequence[Piece], *, are_chapters: bool) -> list[Piece]:
 def _belong_together(before: Piece, piece: Piece, *, are_chapters: bool) -> bool:
     if before.end != piece.start:
         return False
-    if before.kind == "heading" and before.tokens <= _SCRAP_TOKENS and piece.is_own_text:
+    if before.kind == "heading" and before.tokens <= HEADING_TOKENS and piece.is_own_text:
         return True
     if not _fit(before, piece):
         return False
@@ -153,7 +158,7 @@ def _belong_together(before: Piece, piece: Piece, *, are_chapters: bool) -> bool
 
 
 def _fit(before: Piece, piece: Piece) -> bool:
-    return before.tokens + piece.tokens <= MAX_BODY_TOKENS and before.lines + piece.lines <= MAX_BODY_LINES
+    return before.tokens + piece.tokens <= MAX_BODY_TOKENS and before.lines + piece.lines < MAX_BODY_LINES
 
 
 def _sum(before: Piece, piece: Piece) -> Piece:
@@ -167,14 +172,23 @@ def _sum(before: Piece, piece: Piece) -> Piece:
     return Piece(before.start, piece.end, before.tokens + piece.tokens, before.lines + piece.lines, titles, kind)
 
 
-def _without_scraps(found: Sequence[Piece]) -> list[Piece]:
-    """Return the pieces with what is too short to stand alone joined to a neighbour."""
+def _without_scraps(found: Sequence[Piece], source: bytes) -> list[Piece]:
+    """Return the pieces with what is too short to stand alone joined to a neighbour, and blank text in any case."""
+
+    def is_blank(piece: Piece) -> bool:
+        return not source[piece.start : piece.end].strip()
+
+    def is_scrap(piece: Piece) -> bool:
+        return piece.tokens < _SCRAP_TOKENS or is_blank(piece)
+
     kept: list[Piece] = []
     for piece in found:
-        before = kept[-1] if kept and kept[-1].end == piece.start and _fit(kept[-1], piece) else None
-        if before is not None and before.tokens < _SCRAP_TOKENS:
+        before = kept[-1] if kept and kept[-1].end == piece.start else None
+        if before is not None and not (_fit(before, piece) or is_blank(before) or is_blank(piece)):
+            before = None
+        if before is not None and is_scrap(before):
             kept[-1] = replace(_sum(before, piece), titles=piece.titles or before.titles)
-        elif before is not None and piece.tokens < _SCRAP_TOKENS and piece.kind != "heading":
+        elif before is not None and is_scrap(piece) and piece.kind != "heading":
             kept[-1] = replace(_sum(before, piece), titles=before.titles or piece.titles)
         else:
             kept.append(piece)

@@ -1,7 +1,7 @@
 """The structure of a prompt: sections within sections, down to blocks, as byte spans without a gap.
 
 Headings make sections. So do lines such as `<rules>` ... `</rules>`, which many prompts use in
-their place: what stands between them is kept together, and opened only where it is too long.
+their place: what stands between them is kept together, and opened only where it is too long or a heading in it is to be kept.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, MAX_FILE_BYTES
+from iris_kv.instruction_file import MAX_BODY_LINES, MAX_BODY_TOKENS, MAX_FILE_BYTES, is_front_matter
 from iris_kv.markdown import NEWLINE, Block, blocks
 
 Count = Callable[[bytes], int]
 """Returns the tokens of a part of the source."""
 
+HEADING_TOKENS: Final = 40
+"""Of a heading that is put before the block under it in any case."""
+
+_HEADING_LINES: Final = 10
 _MAX_DEPTH: Final = 8
 _TITLE_WITHIN: Final = 2_000
 _LONGEST_BYTES: Final = MAX_FILE_BYTES - 50_000
@@ -27,13 +31,19 @@ _PROSE: Final = frozenset({"paragraph", "front", "heading", "close"})
 """What may be cut at lines where it is too long. A list is cut between its items, a fence or table nowhere."""
 _UNDERLINED: Final = re.compile(rb"(?P<head>^[ \t]*\r?\n[^\s~][^\r\n]*\r?\n)(?P<rule>~{8,}$)", re.MULTILINE)
 """A plain text's title over a line of the same length; Markdown would take the line for a fence."""
+_UNDERLINE: Final = re.compile(rb"[ \t]*(?:=+|-+)[ \t]*$")
 _LINE: Final = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 _SENTENCE: Final = re.compile(rb".+?(?:[.!?][\"')\]]*\s+|\Z)", re.DOTALL)
 _SHORT: Final = re.compile(rb".{1,%d}(?![\x80-\xbf])" % MAX_BODY_TOKENS, re.DOTALL)
 """A token has a byte at least; a cut is between code points."""
-_FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---[ \t]*\r?\n.*?^---[ \t]*(?:\r?\n|\Z)\s*", re.DOTALL | re.MULTILINE)
+_FRONT: Final = re.compile(rb"(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)\s*", re.DOTALL | re.MULTILINE)
+_LONE_CR: Final = re.compile(rb"\r(?!\n)")
 _TAG: Final = re.compile(
-    rb"^ {0,3}<(?P<close>/?)(?P<name>[A-Za-z][\w.:-]*)(?P<rest>\s[^<>\r\n]*)?(?<!/)>[ \t]*\r?(?:\n|\Z)", re.MULTILINE
+    # What stands in a fence, a comment or <pre> is no tag; it is passed over whole, to the end where it is not closed.
+    rb"^ {0,3}(?:(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})(?:.*?^ {0,3}(?P=fence)[`~]*[ \t]*\r?$|.*)"
+    rb"|<!--(?:.*?-->|.*)|<(?P<raw>pre|script|style|textarea)(?=[\s>])(?:.*?</(?P=raw)>|.*))"
+    rb"|^(?P<indent> {0,3})<(?P<close>/?)(?P<name>[A-Za-z][\w.:-]*)(?P<rest>[ \t][^<>\r\n]*)?(?<!/)>(?P<after>[ \t]*\r?(?:\n|\Z))",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE,
 )
 _NAMED: Final = re.compile(rb"\s(?:name|id|title)\s*=\s*[\"']?(?P<value>[^\"'\s<>][^\"'<>]*)")
 _BLANK: Final = re.compile(rb"(?:[ \t]*(?:\r\n?|\n))*")
@@ -65,8 +75,10 @@ class Part:
 
     @property
     def fits(self) -> bool:
-        """Whether it is short enough for one instruction."""
-        return self.tokens <= MAX_BODY_TOKENS and self.lines <= MAX_BODY_LINES
+        """Whether it is short enough for one instruction; a block leaves room for its heading."""
+        tokens, lines = (0, 0) if self.kind in {"section", "pair"} else (HEADING_TOKENS, _HEADING_LINES)
+        # The last line may have no end.
+        return self.tokens <= MAX_BODY_TOKENS - tokens and self.lines < MAX_BODY_LINES - lines
 
 
 class _Pair(NamedTuple):
@@ -85,6 +97,8 @@ def outline(source: bytes, count: Count) -> Part:
 class _Outliner:
     def __init__(self, source: bytes, count: Count) -> None:
         self._source = source
+        self._lined = _LONE_CR.sub(b"\n", source)
+        """The source, with line ends that every pattern knows, at the same places."""
         self._count = count
 
     def section(self, kind: str, start: int, end: int, title: str, depth: int) -> Part:
@@ -93,9 +107,9 @@ class _Outliner:
 
     def _units(self, start: int, end: int, depth: int) -> Iterator[tuple[int, Part]]:
         """Yield the blocks and pairs of a span in order, each with its heading's level or 0."""
-        text = self._source[start:end]
+        text = self._lined[start:end]
         found = _blocks(text, at_top=start == 0)
-        pairs = {pair.start: pair for pair in _outermost(text, found)}
+        pairs = {pair.start: pair for pair in _outermost(text, _tags(text, found))}
         by_start = {block.start: block for block in found}
         for at, to in itertools.pairwise([*_cuts(by_start, pairs, len(text)), len(text)]):
             if at in pairs:
@@ -112,12 +126,12 @@ class _Outliner:
         start, inner_start, inner_end = (offset + at for at in pair[1:4])
         title = _pair_title(pair.name, self._source[inner_start:inner_end])
         leaf = self._leaf("pair", start, end, title)
-        if leaf.fits or depth == _MAX_DEPTH or not self._source[inner_start:inner_end].strip():
+        if depth == _MAX_DEPTH or not self._source[inner_start:inner_end].strip():
             return leaf
         inner = self.section("pair", inner_start, inner_end, title, depth + 1)
         opened = self._leaf("heading", start, inner_start)
         closed = self._leaf("close", inner_end, end)
-        return _joined("pair", title, [opened, *inner.children, closed])
+        return replace(leaf, children=(opened, *inner.children, closed))
 
     def _leaf(self, kind: str, start: int, end: int, title: str = "", items: Sequence[int] = ()) -> Part:
         text = self._source[start:end]
@@ -143,8 +157,9 @@ class _Outliner:
 
 
 def _is_of_lines(heading: bytes) -> bool:
-    """Tell whether a setext heading has more lines than a title and its underline."""
-    return len(heading.strip().splitlines()) > 2
+    """Tell whether a heading is more than one line over its underline; what follows it may be definitions of links."""
+    lines = heading.strip().splitlines()
+    return not lines[0].lstrip().startswith(b"#") and _UNDERLINE.match(lines[1]) is None
 
 
 def _is_short(found: re.Match[bytes]) -> bool:
@@ -152,9 +167,9 @@ def _is_short(found: re.Match[bytes]) -> bool:
 
 
 def _blocks(text: bytes, *, at_top: bool) -> list[Block]:
-    text = _UNDERLINED.sub(_as_heading, text)
+    text = _TAG.sub(_as_rule, _UNDERLINED.sub(_as_heading, text))
     front = _FRONT.match(text) if at_top else None
-    if front is None:
+    if front is None or not is_front_matter(front[1]):
         return blocks(text) or [Block("paragraph", 0, len(text))]
     at = front.end()
     return [Block("front", 0, at), *(_shifted(block, at) for block in blocks(text[at:]))]
@@ -164,6 +179,14 @@ def _as_heading(found: re.Match[bytes]) -> bytes:
     """Return a title over a line of `~` with one of `-`, which is as long and is no fence for Markdown."""
     head, rule = found["head"], found["rule"]
     return head + (b"-" * len(rule) if len(head.strip().decode()) == len(rule) else rule)
+
+
+def _as_rule(found: re.Match[bytes]) -> bytes:
+    """Return a tag's line as a rule of its length: Markdown would take what stands above and below it for one block."""
+    if found["name"] is None:
+        return found[0]
+    indent, after = found["indent"], found["after"]
+    return indent + b"*" * (len(found[0]) - len(indent) - len(after)) + after
 
 
 def _shifted(block: Block, by: int) -> Block:
@@ -182,12 +205,12 @@ def _cuts(by_start: Mapping[int, Block], pairs: Mapping[int, _Pair], size: int) 
     return kept
 
 
-def _outermost(text: bytes, found: list[Block]) -> Iterator[_Pair]:
+def _outermost(text: bytes, tags: Iterable[re.Match[bytes]]) -> Iterator[_Pair]:
     """Yield the pairs of tag lines that stand in no other pair."""
     pairs: list[_Pair] = []
     open_tags: list[re.Match[bytes]] = []
     open_names = Counter[bytes]()
-    for tag in _tags(text, found):
+    for tag in tags:
         if not tag["close"]:
             open_tags.append(tag)
             open_names[tag["name"]] += 1
@@ -195,10 +218,15 @@ def _outermost(text: bytes, found: list[Block]) -> Iterator[_Pair]:
             opened = _closed(open_tags, open_names, tag["name"])
             while pairs and pairs[-1].start > opened.start():
                 pairs.pop()
-            blank = _BLANK.match(text, tag.end())
-            end = tag.end() if blank is None else blank.end()
+            end = _behind_blank(text, tag.end())
             pairs.append(_Pair(_shown_name(opened), opened.start(), opened.end(), tag.start(), end))
     return iter(pairs)
+
+
+def _behind_blank(text: bytes, at: int) -> int:
+    """Return where the first line that is not blank starts, from a line's start on."""
+    blank = _BLANK.match(text, at)
+    return at if blank is None else blank.end()
 
 
 def _shown_name(tag: re.Match[bytes]) -> str:
@@ -217,9 +245,9 @@ def _closed(open_tags: list[re.Match[bytes]], open_names: Counter[bytes], name: 
 
 
 def _tags(text: bytes, found: list[Block]) -> Iterator[re.Match[bytes]]:
-    for block in found:
-        if block.kind in {"paragraph", "html_block"}:
-            yield from _TAG.finditer(text, block.start, block.end)
+    """Yield the lines of tags at the top; one in a list or quote is a part of that."""
+    starts = {_behind_blank(text, block.start) for block in found}
+    return (tag for tag in _TAG.finditer(text) if tag["name"] is not None and tag.start() in starts)
 
 
 def _pair_title(name: str, inner: bytes) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from iris_kv.errors import InvalidArgumentError, TooLargeError
-from iris_kv.instruction_file import UNSEEN_RULE, hidden_character, slug_of
-from iris_kv.prompts import trigger_table
+from iris_kv.instruction_file import UNSEEN_RULE, UNSERVED_FILE, hidden_character, slug_of
+from iris_kv.prompts import MAX_SOURCE_BYTES, MAX_TABLE_TOKENS, trigger_table
 from iris_kv.split.division import Piece, Span, core_parts, pieces, sections, spans_of
 from iris_kv.split.outline import Part, outline
 from iris_kv.split.wording import plain, said_of, tag_of, unique
@@ -17,7 +19,6 @@ from iris_kv.tokens import TokenCounter
 
 BUDGET: Final = 3_000
 """The tokens of the rendered core, where none is given."""
-MAX_SOURCE_BYTES: Final = 5_000_000
 
 _LEAST_BUDGET: Final = 300
 _LARGE_BYTES: Final = 100_000
@@ -73,6 +74,11 @@ class Plan:
         """How the source ends its lines."""
         return b"\r\n" if b"\r\n" in self.source else b"\n"
 
+    def owner(self, at: int) -> PlannedInstruction | None:
+        """Return the instruction that has a byte of the source; None: the core has it."""
+        before = bisect_right(self.instructions, at, key=lambda each: each.span.start) - 1
+        return self.instructions[before] if before >= 0 and at < self.instructions[before].span.end else None
+
     def rendered(self) -> str:
         """Return the compact prompt as it will be served."""
         empty = self.newline if self.core else b""
@@ -114,26 +120,36 @@ class _Planner:
         room = self._budget
         while True:
             plan = self._with(core_parts(self._root, kept, room))
-            over = self._counter.count(plan.rendered()) - self._budget
+            over = self._over(plan)
             if over <= 0:
-                return plan
+                return _checked_core(plan)
             if room < 0:
-                raise _kept_too_much(plan, kept, self._budget, over)
+                raise _kept_too_much(plan, kept, self._enough(plan))
             room -= over
 
+    def _over(self, plan: Plan) -> int:
+        return self._counter.count(plan.rendered()) - plan.budget
+
+    def _enough(self, plan: Plan) -> int:
+        """Return a budget that a core has room in; with a larger one the trigger table takes more, too."""
+        while (over := self._over(plan)) > 0:
+            budget = plan.budget + over
+            plan = replace(plan, budget=budget, table_tokens=_table_tokens(budget))
+        return plan.budget
+
     def _with(self, parts: Sequence[Part]) -> Plan:
-        core = spans_of(parts)
+        core = spans_of(parts, self._source)
         return Plan(
             source=self._source,
             budget=self._budget,
-            table_tokens=int(self._budget * _TABLE_SHARE),
+            table_tokens=_table_tokens(self._budget),
             core=core,
             core_titles=tuple(plain(each.title) for part in parts for each in sections(part)),
-            instructions=tuple(self._named(pieces(self._root, core))),
+            instructions=tuple(self._named(pieces(self._root, core, self._source))),
         )
 
     def _named(self, found: Sequence[Piece]) -> list[PlannedInstruction]:
-        taken: set[str] = set()
+        taken = {Path(UNSERVED_FILE).stem}
         named: list[PlannedInstruction] = []
         for number, piece in enumerate(found, 1):
             span = Span(piece.start, piece.end)
@@ -208,15 +224,28 @@ def _limit(source: bytes, tokens: int, budget: int | None) -> int:
     return budget
 
 
-def _kept_too_much(plan: Plan, kept: Sequence[Part], budget: int, over: int) -> InvalidArgumentError:
+def _checked_core(plan: Plan) -> Plan:
+    if len(plan.prompt) > MAX_SOURCE_BYTES:
+        raise TooLargeError(
+            f"the core would have {len(plan.prompt):,} bytes",
+            f"at most {MAX_SOURCE_BYTES:,} are served",
+            "give a smaller --budget, or keep less",
+        )
+    return plan
+
+
+def _kept_too_much(plan: Plan, kept: Sequence[Part], enough: int) -> InvalidArgumentError:
     tokens = sum(part.tokens for part in kept)
-    rest = budget + over - tokens
     return InvalidArgumentError(
         f"what --keep names does not fit: it takes {tokens:,} tokens, and the trigger table of"
-        f" {len(plan.instructions)} instructions {rest:,}",
-        f"the rendered core has at most {budget:,} tokens",
-        f"give --budget {budget + over}, or keep less",
+        f" {len(plan.instructions)} instructions {enough - tokens:,}",
+        f"the rendered core has at most {plan.budget:,} tokens",
+        f"give --budget {enough}, or keep less",
     )
+
+
+def _table_tokens(budget: int) -> int:
+    return min(int(budget * _TABLE_SHARE), MAX_TABLE_TOKENS)
 
 
 def _ended(text: bytes, newline: bytes) -> bytes:

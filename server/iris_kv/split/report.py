@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,7 +10,7 @@ from iris_kv.instruction_file import over_limits
 from iris_kv.model import Frozen
 from iris_kv.prompts import named_in, server_instructions
 from iris_kv.split.division import Span
-from iris_kv.split.files import Manifest, PieceRecord
+from iris_kv.split.manifest import Manifest, PieceRecord
 from iris_kv.split.plan import Plan
 from iris_kv.split.wording import RULE_WORD
 from iris_kv.tokens import TokenCounter
@@ -133,13 +132,11 @@ def _read_tokens(pieces: Sequence[PieceRecord], counter: TokenCounter) -> int:
 
 
 def _moved_rules(plan: Plan) -> Iterator[MovedRule]:
-    starts = [each.span.start for each in plan.instructions]
     at = 0
     for number, line in enumerate(plan.source.splitlines(keepends=True), 1):
         text = line.decode()
         # A line may be cut, so that it is the word's place that counts.
         places = [at + len(text[: word.start()].encode()) for word in RULE_WORD.finditer(text)]
-        for owner in dict.fromkeys(bisect_right(starts, place) - 1 for place in places):
-            if owner >= 0 and any(place in range(*plan.instructions[owner].span) for place in places):
-                yield MovedRule(line=number, text=text.strip(), tag=plan.instructions[owner].tag)
+        owners = [owner.tag for owner in map(plan.owner, places) if owner is not None]
+        yield from (MovedRule(line=number, text=text.strip(), tag=tag) for tag in dict.fromkeys(owners))
         at += len(line)

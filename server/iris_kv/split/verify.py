@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instruction_file import InstructionSource, load_file, scan_source
 from iris_kv.model import Frozen, digest_of
 from iris_kv.prompts import PromptSource
-from iris_kv.split.files import FOLDER, PROMPT, SOURCE, CoreSpan, Manifest, PieceRecord, read_manifest
+from iris_kv.split.folder import added_to, bytes_of, read_manifest
+from iris_kv.split.manifest import FOLDER, MANIFEST, PROMPT, SOURCE, CoreSpan, Manifest, PieceRecord
 
 
 class LostLine(Frozen):
@@ -34,7 +35,7 @@ class SplitVerification(Frozen):
     """What `iris-kv split --verify` says."""
 
     ok: bool
-    """Whether the files rebuild the source, byte for byte."""
+    """Whether the files rebuild the source, byte for byte, and the manifest is as it was written."""
     source_bytes: int
     rebuilt_bytes: int
     """How many bytes of the source stand unchanged in the files."""
@@ -67,25 +68,28 @@ class _Verifier:
 
     def verify(self) -> SplitVerification:
         """Return the result; to be called once."""
+        if self._manifest.sealed() != self._manifest:
+            self._found(MANIFEST, "was edited; take it back from Git, or split the prompt again into another folder")
         self._check_cover()
         for piece in self._manifest.pieces:
             self._check_piece(piece)
         self._check_core()
         rebuilt = b"".join(part for _, part in sorted(self._rebuilt))
+        added = [f"{name} was added after the split" for name in added_to(self._folder, self._manifest.written)]
         source = self._manifest.source
         if not self._findings and digest_of(rebuilt) != source.digest:
-            self._found("manifest.json", "the spans do not rebuild the source; its digests were changed")
+            self._found(MANIFEST, "the spans do not rebuild the source; its digests were changed")
         return SplitVerification(
             ok=not self._findings,
             source_bytes=source.bytes,
             rebuilt_bytes=len(rebuilt),
             findings=tuple(self._findings),
-            notes=(*self._notes, *self._added()),
+            notes=(*self._notes, *added),
         )
 
     def _copy(self) -> bytes | None:
         """Return the source's copy if it is what was split."""
-        copy = _bytes_of(self._folder / SOURCE)
+        copy = bytes_of(self._folder / SOURCE)
         if copy is None or digest_of(copy) != self._manifest.source.digest:
             problem = "cannot be read" if copy is None else "is not the prompt that was split"
             self._found(SOURCE, f"{problem}; put that prompt in its place, and what is lost can be named")
@@ -98,7 +102,7 @@ class _Verifier:
         spans = (*self._manifest.core, *self._manifest.pieces)
         missing = Counter(line for span in spans for line in _lines(source[span.start : span.end]))
         raws = [load_file(self._files, name).raw for name in self._names]
-        missing.subtract(line for raw in (*raws, _bytes_of(self._folder / PROMPT) or b"") for line in _lines(raw))
+        missing.subtract(line for raw in (*raws, bytes_of(self._folder / PROMPT) or b"") for line in _lines(raw))
         return missing
 
     def _check_cover(self) -> None:
@@ -108,7 +112,7 @@ class _Verifier:
         for end, start in zip(ends, starts, strict=True):
             if end != start:
                 what = "are in no span" if end < start else "are in two spans"
-                self._found("manifest.json", f"bytes {min(start, end)}-{max(start, end)} of the source {what}")
+                self._found(MANIFEST, f"bytes {min(start, end)}-{max(start, end)} of the source {what}")
 
     def _check_piece(self, piece: PieceRecord) -> None:
         name = Path(piece.file).name
@@ -130,7 +134,7 @@ class _Verifier:
             self._notes.append(f"the front matter of {piece.file} was edited")
 
     def _check_core(self) -> None:
-        raw = _bytes_of(self._folder / PROMPT) or b""
+        raw = bytes_of(self._folder / PROMPT) or b""
         try:
             before = PromptSource(self._folder / PROMPT).parts.before
         except InvalidArgumentError as error:
@@ -154,12 +158,8 @@ class _Verifier:
             for number, line in enumerate(_lines(self._source[span.start : span.end]), first):
                 if self._missing[line] > 0 and line.strip():
                     self._missing[line] -= 1
-                    found.append(LostLine(line=number, text=line.decode().rstrip("\r\n")))
+                    found.append(LostLine(line=number, text=line.decode(errors="replace").rstrip("\r\n")))
         return tuple(found)
-
-    def _added(self) -> Iterator[str]:
-        known = {Path(piece.file).name for piece in self._manifest.pieces}
-        yield from (f"{FOLDER}/{name} was added after the split" for name in self._names if name not in known)
 
     def _found(self, file: str, problem: str, lost: tuple[LostLine, ...] = ()) -> None:
         self._findings.append(Finding(file=file, problem=problem, lost=lost))
@@ -167,11 +167,3 @@ class _Verifier:
 
 def _lines(text: bytes) -> list[bytes]:
     return text.splitlines(keepends=True)
-
-
-def _bytes_of(path: Path) -> bytes | None:
-    """Return a regular file's bytes; None where there is none that can be read."""
-    try:
-        return path.read_bytes() if path.is_file() else None
-    except OSError:
-        return None

@@ -25,22 +25,29 @@ _PROSE: Final = frozenset({"paragraph", "bullet_list", "ordered_list", "blockquo
 _NUMBER: Final = re.compile(r"(?:(?:\d+(?:\.\d+)*|[IVX]+)[.):]?\s+)?(?=\S)")
 _LINK: Final = re.compile(r"!?\[([^\[\]]{0,300})\](?:\([^()\s]{0,500}(?:\s+\"[^\"]{0,300}\")?\)|\[[^\[\]]{0,300}\])")
 _LEAD: Final = re.compile(r"\s*(?:>\s*)*(?:(?:[-*+]|\d+[.)]|#{1,6})\s+)?(?:\[[ xX]\]\s+)?")
-_MARKS: Final = re.compile(r"</?[A-Za-z!][^<>]{0,200}>|[*`]+|__|~~")
+_MARKS: Final = re.compile(
+    r"(?P<ticks>`{1,3})(?!`)(?P<code>.{1,300}?)(?<!`)(?P=ticks)(?!`)|<!--.{0,300}?-->|[*`]+|__|~~"
+    r"|</?(?:a|b|br|center|code|details|div|em|i|img|kbd|p|s|span|strong|sub|summary|sup|u)(?=[\s/>])[^<>]{0,200}>",
+    re.IGNORECASE,
+)
+"""What is not shown; of code, what is. A tag that HTML does not know is a word that is meant."""
 _ITEM: Final = re.compile(r"\s*(?:[-*+]|\d+[.)])\s|\s*$")
 _BLANK: Final = re.compile(r"\s*$")
 _COMMAND: Final = re.compile(r"(?:never|always|do not|don't|you must|must)\b", re.IGNORECASE)
 _SHOUTED: Final = re.compile(r"\b(?:MUST|NEVER|ALWAYS|REQUIRED|FORBIDDEN)\b")
 _SENTENCE: Final = re.compile(r"(.{12,}?[.!?])(?:\s|$)")
 _WHEN: Final = re.compile(
-    r"\b(?:use (?:this|it|these)\b[^.,]{0,40}? (?:when|whenever|if)|use when|when(?:ever)? (?=the user |users |asked |"
+    r"\b(?:use (?:this|it|these)\b[^.,]{0,40}? (?:whenever|when|if)\b|use when\b|when(?:ever)? (?=the user |users |asked |"
     r"you (?:need|write|create|edit|work|are asked)))\s*(?P<clause>[^.,;:]{8,140})",
     re.IGNORECASE,
 )
+_NEGATION: Final = re.compile(r"\b(?:not|never|no|avoid|except|unless|without|cannot)\b|n['\u2019]t\b", re.IGNORECASE)
+_SENTENCE_END: Final = re.compile(r"[.!?;:]\s")
 
 
 def plain(line: str) -> str:
     """Return a line of Markdown without its marks."""
-    shown = _MARKS.sub("", _LINK.sub(r"\1", _LEAD.sub("", line, count=1)))
+    shown = _MARKS.sub(lambda mark: mark["code"] or "", _LINK.sub(r"\1", _LEAD.sub("", line, count=1)))
     return " ".join("".join(one if one.isprintable() else " " for one in shown).split())
 
 
@@ -76,14 +83,22 @@ def said_of(text: bytes, titles: Sequence[str], within: str) -> tuple[str, str]:
 
 
 def _description(topic: str, about: str, lines: Sequence[str]) -> str:
-    stated = next(filter(None, map(_WHEN.search, lines)), None)
+    stated = next(itertools.chain.from_iterable(map(_stated, lines)), None)
     if stated is not None:
-        said = f"Use when {' '.join(stated['clause'].split())}" + (f" ({topic})." if topic else ".")
+        said = f"Use when {stated}" + (f" ({topic})." if topic else ".")
         return one_line(said, _DESCRIPTION_CHARS)
     about = about or _first_sentence(lines)
     known = topic or one_line(about, _DESCRIPTION_CHARS) or "what it says"
     rest = f": {about}" if topic and about else ""
     return one_line(f"Use when the task involves {known}{rest}", _DESCRIPTION_CHARS)
+
+
+def _stated(line: str) -> Iterator[str]:
+    """Yield when a text says that it is to be used; "do not use this when ..." says when it is not."""
+    for found in _WHEN.finditer(line):
+        before = _SENTENCE_END.split(line[: found.start("clause")])[-1]
+        if _NEGATION.search(before) is None:
+            yield " ".join(found["clause"].split())
 
 
 def _essentials(lines: Sequence[str]) -> str:
