@@ -198,8 +198,8 @@ async def test_a_token_in_the_url_is_refused_and_not_logged(
     async with open_server() as server, server.listening() as url, httpx2.AsyncClient() as client:
         token = server.token() if kind == "static" else JWT
         # What the client itself logs is not ours.
-        logging.getLogger("httpx2").setLevel(logging.ERROR)
-        logging.getLogger("httpcore2").setLevel(logging.ERROR)
+        caplog.set_level(logging.ERROR, "httpx2")
+        caplog.set_level(logging.ERROR, "httpcore2")
         answer = await client.get(
             url + path.format(token.replace("k", "%6b")), headers={"authorization": f"Bearer {token}"}
         )

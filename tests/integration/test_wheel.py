@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+SERVED = {".py", ".typed", ".html", ".css", ".js"}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -55,7 +56,8 @@ def test_the_wheel_has_one_top_level_name(wheel: Path) -> None:
 def test_the_wheel_holds_every_module_and_what_they_serve(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = REPOSITORY / "server" / "iris_kv"
-    modules = {f"iris_kv/{path.relative_to(package)}" for path in package.rglob("*.py")}
+    files = [path for path in package.rglob("*") if path.suffix in SERVED]
+    modules = {f"iris_kv/{path.relative_to(package)}" for path in files}
     served = {
         f"iris_kv/bundled/{path.relative_to(REPOSITORY)}"
         for folder in ("instructions", "prompts")
@@ -63,7 +65,7 @@ def test_the_wheel_holds_every_module_and_what_they_serve(wheel: Path) -> None:
     }
 
     assert len(served) >= 5
-    assert modules | served | {"iris_kv/py.typed"} == {name for name in names if not name.startswith("iris_kv-")}
+    assert modules | served == {name for name in names if not name.startswith("iris_kv-")}
     assert "iris_kv-0.1.0.dist-info/licenses/LICENSE" in names
 
 

@@ -51,8 +51,15 @@ class Terminal:
 
     def __init__(self, command: list[str], environment: Environment) -> None:
         self._master, slave = pty.openpty()
+        # What a shell runs in the background ignores SIGINT, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
-            command, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            command,
+            env=environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
         )
         os.close(slave)
         self.seen = ""

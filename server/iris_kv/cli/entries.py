@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import select
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +42,6 @@ DigestOption = Annotated[
     str | None, typer.Option("--if-digest", help="Only over this digest; an empty one: only if absent.")
 ]
 
-_LOOK_S = 0.3
 _PAGE = 500
 
 
@@ -169,7 +167,6 @@ def _value(value: str | None, file: Path | None, most: int) -> bytes:
     if file is None:
         if sys.stdin.isatty():
             note("reading the value from the terminal; end it with Ctrl-D on a new line")
-            _wait_for_typing()
         return _bounded(sys.stdin.buffer.read(most + 1), most)
     try:
         with file.open("rb") as reader:
@@ -179,12 +176,6 @@ def _value(value: str | None, file: Path | None, most: int) -> bytes:
     except OSError as error:
         problem = f"{str(file)!r} cannot be read ({error.strerror})"
         raise InvalidArgumentError(problem, "--file names a readable file", "check the path") from None
-
-
-def _wait_for_typing() -> None:
-    """Wait for a line; a Ctrl-C that comes just before a blocking read would be lost in it."""
-    while not select.select([sys.stdin.fileno()], [], [], _LOOK_S)[0]:
-        pass
 
 
 def _bounded(data: bytes, most: int) -> bytes:

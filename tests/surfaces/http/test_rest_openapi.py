@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import booleans
 from jsonschema import Draft202012Validator
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import positive_data_acceptance, response_schema_conformance
 from tests.surfaces.http.conftest import OpenHttp, app_of, in_a_thread
 
 from iris_kv.surfaces.http.problems import STATUSES
@@ -87,8 +87,13 @@ def test_whatever_is_sent_is_answered_as_described(
     def check(case: schemathesis.Case, is_there: bool) -> None:
         if mode.is_positive and is_there and "key" in case.query:
             case.query |= {"scope": "task", "key": "there"}
+        response = case.call(headers=dict(headers))
         # Valid by the description are keys that are too long in bytes, ETags of nothing, sandboxes that exist.
-        case.call_and_validate(headers=dict(headers), excluded_checks=[positive_data_acceptance])
+        excluded = [positive_data_acceptance]
+        if response.status_code == 206:
+            # A part of JSON has its type, and is none.
+            excluded.append(response_schema_conformance)
+        case.validate_response(response, headers=dict(headers), excluded_checks=excluded)
 
     check()
 
