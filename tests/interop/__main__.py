@@ -1,4 +1,4 @@
-"""`make interop`: the Inspector and the conformance suite against this server."""
+"""`make interop`: the Inspector, the conformance suite and real clients against this server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.interop.client_runs import SPOKEN, run_client
 from tests.interop.conformance import run_conformance
+from tests.interop.environments import client_python
 from tests.interop.inspector import Era, Inspector
 from tests.interop.node import Tools, installed_tools
 from tests.interop.proxy import adding_token
@@ -43,7 +45,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="iris-kv-interop-") as name:
         folder = Path(name)
         setting = Setting(tools, folder, clean_environment(folder / "home"), report)
-        sandboxes = ("conformance", *ERAS)
+        sandboxes = ("conformance", *ERAS, *SPOKEN)
         with (
             open_server(folder / "open", setting.environment, report) as everybody,
             guarded_server(folder / "guarded", sandboxes, setting.environment, report) as guarded,
@@ -56,6 +58,7 @@ def main() -> int:
 def run_jobs(setting: Setting, targets: Sequence[Target]) -> None:
     """Run what is independent side by side, the longest first."""
     jobs: list[Callable[[], None]] = [partial(inspect_over_stdio, setting, era) for era in ERAS]
+    jobs += [partial(try_client, setting, client, targets) for client in SPOKEN]
     jobs += [partial(inspect_over_http, setting, target) for target in targets]
     jobs += [partial(conform, setting, target) for target in targets]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -67,7 +70,7 @@ def run_jobs(setting: Setting, targets: Sequence[Target]) -> None:
 def clean_environment(home: Path) -> dict[str, str]:
     """Return this process' environment with an empty home folder, and without proxies and settings of what is run."""
     home.mkdir()
-    ours = ("IRIS_KV_", "USE_KV_CACHE_PROMPT", "MCP_", "XDG_")
+    ours = ("IRIS_KV_", "USE_KV_CACHE_PROMPT", "MCP_", "FASTMCP_", "XDG_")
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -106,6 +109,16 @@ def conform(setting: Setting, target: Target) -> None:
         results = setting.folder / f"results {target.name}"
         reached = target._replace(url=url)
         run_conformance(setting.tools.conformance, reached, results, setting.environment, setting.report)
+
+
+def try_client(setting: Setting, client: str, targets: Sequence[Target]) -> None:
+    """Run a client in its environment against each server."""
+    python: Path | None = None
+    with setting.report.step(f"client {client}: has its environment"):
+        python = client_python(client, CACHE)
+    if python is not None:
+        for target in targets:
+            run_client(client, python, target, setting.environment, setting.report)
 
 
 sys.exit(main())
