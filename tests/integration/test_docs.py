@@ -96,3 +96,22 @@ def test_the_rollout_files_of_the_page_are_valid(tmp_path: Path) -> None:
         (tmp_path / f"{number}.toml").write_text(block)
         assert LiveRollout(Settings(), [tmp_path / f"{number}.toml"]).errors == ()
     assert len(files) == 5
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| \[.*clients/with_.*$", (DOCS / "http.md").read_text(), re.MULTILINE))
+def test_each_client_connects_as_the_page_says_in_the_version_that_it_names(row: str) -> None:
+    client, package, code = row.strip("| ").split(" | ")
+    (program,) = [DOCS / each for each in re.findall(r"\((.*)\)", client)]
+    own = program.with_name(program.stem.removeprefix("with_") + ".txt")
+    pins = own if own.exists() else DOCS.parent / "constraints.txt"
+
+    shown = [each for each in re.findall(r"`(.*?)`", code) if each.endswith(")")]
+
+    assert re.search(rf"^{package.replace(' ', '==')}\b", pins.read_text(), re.MULTILINE)
+    assert shown
+    assert [each for each in shown if each not in program.read_text()] == []
+
+
+def test_every_client_that_is_tried_stands_in_the_page() -> None:
+    tried = sorted(path.name for path in (DOCS.parent / "tests/interop/clients").glob("with_*.py"))
+    assert sorted(re.findall(r"clients/(with_\w+\.py)", (DOCS / "http.md").read_text())) == tried

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.types import TextContent
-from tests.surfaces.http_process import PATIENCE_S, HttpProcess, started
+from tests.surfaces.http_process import COMMAND, PATIENCE_S, HttpProcess, started
 
 ROUNDS = 20
 POSTS = 50
@@ -31,9 +31,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 def refused(*arguments: str, env: Mapping[str, str]) -> tuple[int, str]:
-    command = [str(Path(sys.executable).with_name("iris-kv")), "serve", *arguments]
     found = subprocess.run(
-        command,
+        [COMMAND, "serve", *arguments],
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -108,7 +107,7 @@ async def test_whoever_can_reach_it_needs_a_token_which_can_be_made_later(
         async with httpx2.AsyncClient() as client:
             without = await client.get(url)
             made = subprocess.run(
-                [str(Path(sys.executable).with_name("iris-kv")), "token", "new", "--name", "backend", "--scopes", "kv:read", "--sandboxes", "*"],
+                [COMMAND, "token", "new", "--name", "backend", "--scopes", "kv:read", "--sandboxes", "*"],
                 check=True, capture_output=True, text=True, env={**os.environ, **home},
             )  # fmt: skip
             token = next(word for word in made.stdout.split() if word.startswith("ikv_"))

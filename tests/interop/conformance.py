@@ -1,4 +1,4 @@
-"""The conformance suite: its server scenarios, run against the launcher."""
+"""The conformance suite: its server scenarios, run against a server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import yaml
 from tests.interop.report import Report, StepError, expect
+from tests.interop.servers import Target
 
 VERSIONS = ("2025-11-25", "2026-07-28")
 BASELINE = Path(__file__).with_name("expected-failures.yml")
@@ -43,16 +44,16 @@ class Run(NamedTuple):
 
 
 def run_conformance(
-    command: Sequence[str], url: str, results: Path, environment: Mapping[str, str], report: Report
+    command: Sequence[str], target: Target, results: Path, environment: Mapping[str, str], report: Report
 ) -> None:
-    """Run the suite in each version; what fails must stand in the baseline, and what stands there must fail."""
+    """Run the suite in each version, in one workspace; what fails must stand in the baseline, and what stands there must fail."""
     entries: list[str] = yaml.safe_load(BASELINE.read_text(encoding="utf-8"))["server"]
     excused: set[str] = set()
     for version in VERSIONS:
-        run = _run(command, url, version, results / version, environment)
-        _report_run(run, version, entries, report)
+        run = _run(command, target.mcp("conformance"), version, results / version, environment)
+        _report_run(run, f"conformance {version}, {target.name}", entries, report)
         excused |= run.excused
-    with report.step("conformance: every expected failure names a check that fails"):
+    with report.step(f"conformance, {target.name}: every expected failure names a check that fails"):
         expect(sorted(set(entries) - excused), [], "the entries that excuse nothing")
 
 
@@ -83,18 +84,16 @@ def _scenarios(results: Path) -> list[Scenario]:
     return found
 
 
-def _report_run(run: Run, version: str, entries: Sequence[str], report: Report) -> None:
+def _report_run(run: Run, name: str, entries: Sequence[str], report: Report) -> None:
     """Note each scenario that is to pass, and then the suite's own verdict on all of them."""
     excused = {entry.partition(":")[0] for entry in entries}
     for scenario in run.scenarios:
         if scenario.name not in excused:
-            with report.step(f"conformance {version}: {scenario.name}, checks passed: {scenario.passed}"):
+            with report.step(f"{name}: {scenario.name}, checks passed: {scenario.passed}"):
                 if scenario.problems:
                     raise StepError("\n".join(scenario.problems))
     total = sum(scenario.passed for scenario in run.scenarios)
-    with report.step(
-        f"conformance {version}: the suite's verdict; checks passed: {total}, excused: {len(run.excused)}"
-    ):
+    with report.step(f"{name}: the suite's verdict; checks passed: {total}, excused: {len(run.excused)}"):
         if run.exit_code != 0 or not run.scenarios:
             raise StepError(_verdict(run))
 

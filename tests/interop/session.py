@@ -30,6 +30,12 @@ TOOLS = [
     "cache_seed",
 ]
 TAGS = ["document_creation", "presentation", "research", "web_development"]
+FIXED_URIS = [
+    *(f"iris-kv://instructions/{tag}" for tag in TAGS),
+    "iris-kv://prompt/compact",
+    "iris-kv://prompt/full",
+    "iris-kv://stats",
+]
 VERSIONS: Mapping[Era, str] = {"legacy": "2025-11-25", "modern": "2026-07-28"}
 
 KEY = "../../etc/passwd"
@@ -49,7 +55,7 @@ def shipped_body(tag: str) -> str:
 
 def run_session(inspector: Inspector, report: Report) -> None:
     """Run all steps of one era, in an order in which later ones see what earlier ones stored."""
-    steps = Steps(inspector, report, f"inspector {inspector.era}")
+    steps = Steps(inspector, report, f"inspector {inspector.era} over stdio")
     steps.connect()
     steps.list_tools()
     steps.use_instructions()
@@ -60,12 +66,19 @@ def run_session(inspector: Inspector, report: Report) -> None:
     steps.use_prompts()
 
 
-def run_over_http(inspector: Inspector, report: Report) -> None:
-    """Run one step against the launcher, whose workspace is empty."""
-    with report.step(f"inspector {inspector.era}: calls a tool over HTTP"):
-        result = inspector.call("get_instruction", tag="research")
-        expect_in(shipped_body("research"), result["content"][0]["text"], "the answer")
-        check_era(result, inspector.era)
+def run_over_http(inspector: Inspector, server: str, report: Report) -> None:
+    """Run the steps that list, read and call, in a workspace that others may use, too."""
+    steps = Steps(inspector, report, f"inspector {inspector.era} over HTTP {server}")
+    steps.connect()
+    steps.list_tools()
+    steps.use_artifacts()
+    steps.read_resources()
+
+
+def run_refusal(inspector: Inspector, report: Report) -> None:
+    """Run the one step of a client without the token that the server wants."""
+    with report.step(f"inspector {inspector.era} over HTTP: is refused where it sends no token"):
+        expect_in("401", inspector.refusal("tools/list"), "the error")
 
 
 def check_era(result: Mapping[str, Any], era: Era) -> None:
@@ -172,9 +185,7 @@ class Steps:
         """The catalogue: what is fixed, then the entries that were stored above."""
         with self._step("lists the resources"):
             found = [each["uri"] for each in self._inspector.answer("resources/list")["resources"]]
-            fixed = [f"iris-kv://instructions/{tag}" for tag in TAGS]
-            fixed += ["iris-kv://prompt/compact", "iris-kv://prompt/full", "iris-kv://stats"]
-            expect(found, [*fixed, "iris-kv://cache/project/summary", KEY_URI], "the URIs")
+            expect(found, [*FIXED_URIS, "iris-kv://cache/project/summary", KEY_URI], "the URIs")
         with self._step("lists the templates"):
             templates = self._inspector.answer("resources/templates/list")["resourceTemplates"]
             wanted = [

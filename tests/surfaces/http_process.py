@@ -8,24 +8,23 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Self, cast
 
 PATIENCE_S = 120
+COMMAND = str(Path(sys.executable).with_name("iris-kv"))
 
 
 class HttpProcess:
-    """A server process; a watchdog kills what does not end."""
+    """A server process with an environment of its own; a watchdog kills what does not end."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str]) -> None:
-        command = [str(Path(sys.executable).with_name("iris-kv")), "serve", *arguments]
+    def __init__(self, *arguments: str, env: Mapping[str, str], patience_s: float = PATIENCE_S) -> None:
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
+            [COMMAND, "serve", *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=dict(env)
         )
         self._stderr = cast("IO[str]", self.process.stderr)
-        self._watchdog = threading.Timer(PATIENCE_S, self.process.kill)
+        self._watchdog = threading.Timer(patience_s, self.process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
         self.lines: list[str] = []
@@ -49,12 +48,14 @@ class HttpProcess:
         self._stderr.close()
         return code
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
-def started(*arguments: str, env: Mapping[str, str]) -> Generator[HttpProcess]:
-    server = HttpProcess(*arguments, env=env)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.end(signal.SIGKILL)
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.end(signal.SIGKILL)
+
+
+def started(*arguments: str, env: Mapping[str, str]) -> HttpProcess:
+    """Start a server with this process' environment and what is added to it."""
+    return HttpProcess(*arguments, env={**os.environ, **env})
