@@ -33,7 +33,7 @@ from iris_kv.model import (
 from iris_kv.opening import Opening
 from iris_kv.policy import Principal, check_access
 from iris_kv.reading import stored_answer
-from iris_kv.settings import Settings
+from iris_kv.settings import HOUR_MS, Settings
 from iris_kv.slices import Call, Wanted
 from iris_kv.store.base import Reader
 from iris_kv.store.checks import check_size
@@ -277,6 +277,10 @@ class Entries(Guidance):
         checked = intake.check_scope(scope)
         check_access(principal, checked, "clear")
         return await (await self.store()).clear(checked, keep=self.settings.limits(checked).keep)
+
+    def undo_hours(self, scope: str) -> float:
+        """Return for how many hours what is deleted from a scope can be restored; 0: not at all."""
+        return self.settings.limits(intake.check_scope(scope)).keep.deleted_ms / HOUR_MS
 
     async def history(self, scope: str, key: str) -> History:
         """Return what an entry is and which of its versions are kept; see `Store.history`."""

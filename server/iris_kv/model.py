@@ -174,7 +174,7 @@ class Keep(Frozen):
     versions: int = 0
     """How many replaced versions of each entry."""
     deleted_ms: int = 0
-    """For how long a deleted entry and its versions."""
+    """For how long a deleted entry and its versions; 0: a deletion takes all with it that is kept of the entry."""
 
 
 KEEP_NOTHING: Final = Keep()

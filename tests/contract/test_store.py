@@ -940,9 +940,14 @@ async def test_nothing_is_kept_where_that_is_turned_off(open_store, put):
         for key in ("a", "b"):
             await put(store, key, b"one", keep=KEPT)
             await put(store, key, b"two", keep=KEPT)
+        await store.delete("task", "a", keep=KEPT)
+        await put(store, "a", b"three", keep=KEPT)
         await store.delete("task", "a")
         assert await versions_of_nothing(store, "a") == "not_found"
+        await put(store, "c", b"one", keep=KEPT)
+        await store.delete("task", "c", keep=KEPT)
         await store.clear("task")
+        assert await versions_of_nothing(store, "c") == "not_found"
         assert await versions_of_nothing(store, "b") == "not_found"
         assert await store.usage("task") == Usage(entries=0, bytes=0)
 

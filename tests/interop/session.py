@@ -28,6 +28,8 @@ TOOLS = [
     "cache_prune",
     "cache_clear",
     "cache_seed",
+    "cache_history",
+    "cache_restore",
 ]
 TAGS = ["document_creation", "presentation", "research", "web_development"]
 VERSIONS: Mapping[Era, str] = {"legacy": "2025-11-25", "modern": "2026-07-28"}

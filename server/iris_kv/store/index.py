@@ -165,6 +165,10 @@ class Writer(Snapshot):
         """Keep those replaced versions of a scope no longer that are to go with their entries; in a transaction."""
         self._connection.execute("DELETE FROM version WHERE scope=? AND op='update' AND kept_until IS NULL", (scope,))
 
+    def drop_all_kept(self, scope: Scope) -> None:
+        """Keep nothing of a scope any longer; inside a transaction."""
+        self._connection.execute("DELETE FROM version WHERE scope=?", (scope,))
+
     def add_usage(self, scope: Scope, n: int, size: int) -> None:
         """Add to a scope's usage; inside a transaction."""
         self._connection.execute("UPDATE usage SET n=n+?, bytes=bytes+? WHERE scope=?", (n, size, scope))
