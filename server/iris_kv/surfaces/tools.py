@@ -387,7 +387,7 @@ TOOLS: Final[tuple[Tool, ...]] = (
     Tool(
         name="cache_delete",
         title="Delete a cache entry",
-        description="Delete an entry; the answer says how it can be undone.",
+        description="Delete an entry.",
         arguments=args.CacheDelete,
         run=_cache_delete,
         destructive=True,
