@@ -255,7 +255,9 @@ def test_delete_says_what_was_deleted(cli: Cli) -> None:
     cli("put", "project", "k", "v")
     cli("put", "project", "j", "v")
 
-    assert cli("delete", "project", "k").text.startswith("deleted project 'k' 1 B text/plain sha256:")
+    text = cli("delete", "project", "k").text
+    assert text.startswith("deleted project 'k' 1 B text/plain sha256:")
+    assert text.endswith("\nundo it within 24 hours: iris-kv restore-entry project KEY\n")
     assert cli("delete", "project", "j", "--json").json["digest"] == digest(b"v")
     cli("get", "project", "k", code=3)
 
@@ -329,7 +331,15 @@ def test_stats_says_in_text_and_in_json_what_each_scope_holds(cli: Cli) -> None:
     lines = cli("stats").text.splitlines()
 
     assert [each["scope"] for each in data["scopes"]] == SCOPE_NAMES
-    project = {"scope": "project", "entries": 1, "bytes": 1500, "quota_bytes": 2_000_000, "ttl_hours": None}
+    project = {
+        "scope": "project",
+        "entries": 1,
+        "bytes": 1500,
+        "kept": 0,
+        "kept_bytes": 0,
+        "quota_bytes": 2_000_000,
+        "ttl_hours": None,
+    }
     assert data["scopes"][2] == project
     assert lines[2].split() == ["project", "1", "entries", "1.5", "kB", "of", "2.0", "MB"]
     assert lines[-1] == "4 instructions; prompt compact (phase_on in prompts/rollout.toml)"
@@ -365,7 +375,10 @@ def test_clear_empties_one_scope(cli: Cli) -> None:
     cli("put", "project", "k", "v")
     cli("put", "task", "k", "v")
 
-    assert cli("clear", "project", "--yes").text == "cleared project: 1 entries (1 B)\n"
+    assert cli("clear", "project", "--yes").text == (
+        "cleared project: 1 entries (1 B)\nundo it within 24 hours: iris-kv history project lists the keys,"
+        " iris-kv restore-entry project KEY restores one\n"
+    )
     assert cli("clear", "task", "--yes", "--json").json == {"entries": 1, "bytes": 1}
 
 
@@ -410,7 +423,7 @@ def test_verify_reads_every_value(cli: Cli) -> None:
     cli("put", "task", "k", "4")
 
     assert cli("verify").text == "verified 2 entries (4 B), 0 damaged\n"
-    sound = {"entries": 1, "bytes": 1, "damaged": [], "usage_matches": True}
+    sound = {"entries": 1, "bytes": 1, "kept": 0, "damaged": [], "usage_matches": True}
     assert cli("verify", "task", "--json").json == sound
 
 

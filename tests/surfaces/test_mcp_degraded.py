@@ -33,6 +33,8 @@ STORE_CALLS = {
     "cache_prune": {},
     "cache_clear": {"scope": "task", "confirm": True},
     "cache_seed": {},
+    "cache_history": {"scope": "task"},
+    "cache_restore": {"scope": "task", "key": "k"},
 }
 
 

@@ -143,6 +143,20 @@ class CacheClear(Arguments):
     confirm: StrictBool = False
 
 
+class CacheHistory(Arguments):
+    """The arguments of `cache_history`."""
+
+    scope: Scope
+    key: str | None = None
+
+
+class CacheRestore(ScopeKey):
+    """The arguments of `cache_restore`."""
+
+    version: int | None = None
+    if_digest: str | None = None
+
+
 class CacheSeed(Arguments):
     """The arguments of `cache_seed`."""
 

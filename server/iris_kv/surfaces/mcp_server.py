@@ -208,7 +208,8 @@ class IrisServer(Server[Any]):
         arguments = parsed(tool.name, tool.arguments, params.arguments or {})
         if isinstance(arguments, CacheClear):
             check_access(AGENT, arguments.scope, "clear")
-            question = await consent_to_clear(context, params, arguments)
+            hours = visit.workspace.undo_hours(arguments.scope)
+            question = await consent_to_clear(context, params, arguments, hours)
             if question is not None:
                 return question
         answer = await tool.run(visit.workspace, arguments)
