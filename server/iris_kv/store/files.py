@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from anyio import CancelScope, move_on_after
 
 from iris_kv.errors import ExpiredError, NotFoundError
-from iris_kv.model import Unwatched
+from iris_kv.model import SCOPES, Unwatched
 from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import Listing, PutRequest
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Page,
         Provenance,
         Removed,
+        Repair,
         Scope,
         Usage,
         Verification,
@@ -199,6 +200,13 @@ class FileStore:
         """See `Store.verify`."""
         here = self._threads
         return await here.read(lambda: here.upkeep.verify(scope))
+
+    async def repair(self) -> Repair:
+        """Look at the whole index, and make it anew if anything is wrong with it; values are not read otherwise."""
+        here = self._threads
+        repair = await here.write(here.upkeep.repair)
+        here.note_written(*SCOPES)
+        return repair
 
     async def count(self, day: str, deltas: Mapping[str, int]) -> None:
         """See `Store.count`."""

@@ -65,7 +65,8 @@ class Manifests:
             if all_sizes or index.usage(scope).entries <= _ENTRIES:
                 with self._mutex:
                     self._stale.discard(scope)
-                write_manifest(cache.folders.scope(scope), index.last_change(), index.all_rows(scope))
+                folder, workspace_id = cache.folders.scope(scope), index.meta("workspace_id")
+                write_manifest(folder, index.last_change(), workspace_id, index.all_rows(scope))
 
     def close(self) -> None:
         """Stop the timer and write what lags behind."""

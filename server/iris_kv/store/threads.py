@@ -18,6 +18,7 @@ from iris_kv.errors import UnavailableError
 from iris_kv.store.engine import Engine
 from iris_kv.store.manifests import Manifests
 from iris_kv.store.reading import Reading
+from iris_kv.store.schema import disk_full
 from iris_kv.store.upkeep import Upkeep
 from iris_kv.store.writing import Writing
 
@@ -68,7 +69,7 @@ class StoreThreads:
         with self._idle:
             self._running += 1
         try:
-            return work()
+            return self.engine.mended(work)
         finally:
             with self._idle:
                 self._running -= 1
@@ -97,11 +98,7 @@ class StoreThreads:
 
 def _disk_error(error: OSError) -> UnavailableError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnavailableError(
-            "the disk is full, so nothing was written",
-            "what was stored before is intact",
-            "free space on the workspace's disk, or delete entries, then try again",
-        )
+        return disk_full()
     return UnavailableError(
         f"the disk answered {error.strerror or type(error).__name__}",
         "what was stored before is intact",

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from iris_kv.model import SCOPES, Damage, Removed, Scope, Verification
+from iris_kv.model import SCOPES, Damage, Removed, Repair, Scope, Verification
 from iris_kv.store import names
 from iris_kv.store.base import oldest_counted_day
 from iris_kv.store.queries import PAGE_ROWS
@@ -114,10 +114,7 @@ class Upkeep:
         folder = cache.folders.scope(scope)
         _remove_old_temporaries(folder)
         known = {row.file for row in cache.index.readers.all_rows(scope)}
-        # A file of an index before this one is not an orphan: a rebuild may want it.
-        suspects = [
-            file for file in os.listdir(folder) if file not in known and cache.first_seq < (names.seq_of(file) or 0)
-        ]
+        suspects = [file for file in os.listdir(folder) if file not in known and names.seq_of(file) is not None]
         for start in range(0, len(suspects), PAGE_ROWS):
             with self._engine.writing() as current:
                 if current is cache:
@@ -138,6 +135,17 @@ class Upkeep:
             writer = cache.index.writer
             n_rows = sum(writer.usage(scope).entries for scope in SCOPES)
             cache.recovery.shorten((row for scope in SCOPES for row in writer.all_rows(scope)), n_rows)
+
+    def repair(self) -> Repair:
+        """Look at the whole index, and mend what is wrong with it."""
+        opened = self._engine.cache().rebuilt
+        if opened is not None:
+            return Repair(problem="it was lost or damaged", rebuilt=opened)
+        found = self._engine.repair()
+        with self._engine.writing() as cache, cache.index.writer.transaction():
+            for scope in SCOPES:
+                cache.index.writer.recount(scope)
+        return found
 
     def verify(self, scope: Scope | None) -> Verification:
         """Read and hash every value; damaged ones are reported, and put aside as a read would do."""

@@ -198,8 +198,7 @@ class Writing:
                 writer.note_write(scope, now, self._engine.by)
             cache.recovery.append_clear(seq, scope)
         for file in files:
-            # Not what an index before this one left: a rebuild may want it.
-            if cache.first_seq < (names.seq_of(file) or 0) < seq:
+            if 0 < (names.seq_of(file) or 0) < seq:
                 _unlink(cache, scope, file)
         return removed
 
