@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from iris_kv.model import EntryInfo, Limits, Provenance, Scope
+from iris_kv.model import KEEP_NOTHING, EntryInfo, Keep, Limits, Provenance, Scope
 from iris_kv.store.files import FileStore
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Put(Protocol):
         ttl_ms: int | None = ...,
         metadata: Mapping[str, str] | None = ...,
         if_digest: str | None = ...,
+        keep: Keep = ...,
     ) -> Awaitable[EntryInfo]: ...
 
 
@@ -107,13 +108,14 @@ def put() -> Put:
         ttl_ms: int | None = None,
         metadata: Mapping[str, str] | None = None,
         if_digest: str | None = None,
+        keep: Keep = KEEP_NOTHING,
     ) -> EntryInfo:
         return await store.put(
             scope,
             key,
             value,
             content_type=content_type,
-            limits=Limits(quota_bytes=quota, max_value_bytes=max_value, ttl_ms=default_ttl_ms, renew=renew),
+            limits=Limits(quota_bytes=quota, max_value_bytes=max_value, ttl_ms=default_ttl_ms, renew=renew, keep=keep),
             provenance=Provenance(author="agent", face="mcp"),
             ttl_ms=ttl_ms,
             metadata=metadata,

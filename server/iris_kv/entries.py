@@ -16,7 +16,20 @@ from iris_kv.errors import IrisError, NotFoundError, UnavailableError
 from iris_kv.guidance import Guidance
 from iris_kv.json_text import quoted
 from iris_kv.location import Location
-from iris_kv.model import Clock, Entry, EntryInfo, Face, Page, Removed, Scope, Unwatched, Verification, Watch
+from iris_kv.model import (
+    Clock,
+    Entry,
+    EntryInfo,
+    Face,
+    History,
+    KeptPage,
+    Page,
+    Removed,
+    Scope,
+    Unwatched,
+    Verification,
+    Watch,
+)
 from iris_kv.opening import Opening
 from iris_kv.policy import Principal, check_access
 from iris_kv.reading import stored_answer
@@ -226,7 +239,9 @@ class Entries(Guidance):
         """Delete an entry and return what it was."""
         checked = intake.check_scope(scope)
         check_access(principal, checked, "delete")
-        return await (await self.store()).delete(checked, key, if_digest=intake.check_digest(if_digest))
+        return await (await self.store()).delete(
+            checked, key, if_digest=intake.check_digest(if_digest), keep=self.settings.limits(checked).keep
+        )
 
     async def list(
         self,
@@ -261,7 +276,27 @@ class Entries(Guidance):
         """Delete every entry of a scope."""
         checked = intake.check_scope(scope)
         check_access(principal, checked, "clear")
-        return await (await self.store()).clear(checked)
+        return await (await self.store()).clear(checked, keep=self.settings.limits(checked).keep)
+
+    async def history(self, scope: str, key: str) -> History:
+        """Return what an entry is and which of its versions are kept; see `Store.history`."""
+        checked = intake.check_scope(scope)
+        return await (await self.store()).history(checked, key)
+
+    async def deleted(self, scope: str, *, cursor: str | None = None, limit: int = 100) -> KeptPage:
+        """Return a page of a scope's entries that were deleted and can be restored, in key order."""
+        checked = intake.check_scope(scope)
+        return await (await self.store()).deleted(checked, cursor=cursor, limit=limit)
+
+    async def restore(
+        self, principal: Principal, scope: str, key: str, version: int | None = None, *, if_digest: str | None = None
+    ) -> EntryInfo:
+        """Make a kept version the entry again; None: the newest. See `Store.restore` for what it raises."""
+        checked = intake.check_scope(scope)
+        check_access(principal, checked, "write")
+        return await (await self.store()).restore(
+            checked, key, version, limits=self.settings.limits(checked), if_digest=intake.check_digest(if_digest)
+        )
 
     async def verify(self, scope: str | None = None) -> Verification:
         """Read and hash every value, of one scope or of all."""

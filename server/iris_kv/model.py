@@ -122,7 +122,7 @@ class EntryInfo(Frozen):
     ttl_ms: int | None
     """None: never expires."""
     version: int
-    """How often the entry was written since it was created, from 1."""
+    """How often the entry was written since it was created, from 1; it goes on behind what is kept of a deleted one."""
     metadata: Mapping[str, str]
     provenance: Provenance
 
@@ -142,17 +142,56 @@ class Page(Frozen):
     """Opaque; None on the last page."""
 
 
+class KeptVersion(EntryInfo):
+    """A version of an entry that a write replaced or deleted, and that can be restored."""
+
+    replaced_at: Timestamp
+    replaced_by: Literal["update", "delete", "clear"]
+    kept_until: Timestamp | None
+    """When it goes for good; None: once the entry expires, or enough newer versions are kept. A full quota is earlier."""
+
+
+class History(Frozen):
+    """What an entry is, and what is kept of what it was."""
+
+    live: EntryInfo | None
+    """None: it is deleted, or expired."""
+    kept: tuple[KeptVersion, ...]
+    """The newest first."""
+
+
+class KeptPage(Frozen):
+    """Some deleted entries in key order, each as it was last, and where the next page starts."""
+
+    entries: tuple[KeptVersion, ...]
+    next_cursor: str | None
+    """Opaque; None on the last page."""
+
+
+class Keep(Frozen):
+    """What is kept of values that are replaced or deleted; it counts in the quota and makes room first."""
+
+    versions: int = 0
+    """How many replaced versions of each entry."""
+    deleted_ms: int = 0
+    """For how long a deleted entry and its versions."""
+
+
+KEEP_NOTHING: Final = Keep()
+
+
 class Limits(Frozen):
     """What a scope allows, decided inside the store's one atomic step."""
 
     quota_bytes: int
-    """The sum of the sizes of the scope's values."""
+    """The sum of the sizes of the scope's values, those of kept versions included."""
     max_value_bytes: int
     """The size of one value."""
     ttl_ms: int | None
     """The TTL of an entry that names none; None: never expires."""
     renew: bool
     """Whether reading an entry starts its TTL anew."""
+    keep: Keep = KEEP_NOTHING
 
 
 class Usage(Frozen):
@@ -160,6 +199,9 @@ class Usage(Frozen):
 
     entries: int
     bytes: int
+    kept: int = 0
+    """How many replaced and deleted versions are kept; they are in none of the two above."""
+    kept_bytes: int = 0
 
 
 class Removed(Frozen):
@@ -183,6 +225,8 @@ class Verification(Frozen):
     entries: int
     """How many entries were read and hashed."""
     bytes: int
+    kept: int = 0
+    """How many kept versions were read and hashed, too."""
     damaged: tuple[Damage, ...]
     usage_matches: bool
     """Whether the kept usage equals the sum of the entries."""

@@ -30,7 +30,7 @@ from pydantic_settings import (
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.http_settings import HttpSettings
-from iris_kv.model import Limits, Scope
+from iris_kv.model import KEEP_NOTHING, Keep, Limits, Scope
 from iris_kv.regular import regular_bytes
 
 Profile = Literal["standard", "full"]
@@ -44,6 +44,8 @@ MEGABYTE: Final = 1_000_000
 HOUR_MS: Final = 3_600_000
 MAX_TTL_HOURS: Final = 100 * 365 * 24
 MAX_QUOTA_MB: Final = 1_000_000_000
+MAX_VERSIONS: Final = 100
+MAX_DELETED_HOURS: Final = 30 * 24
 
 _MAX_FILE_BYTES: Final = 1_000_000
 _MAX_KEY_PARTS: Final = 32
@@ -56,10 +58,12 @@ _OUTSIDE_SETTINGS: Final = frozenset({"IRIS_KV_WORKSPACE"})
 _SECRET: Final = ("http", "http.jwt_secret")
 """What an error does not repeat: a secret, and the table that holds it."""
 _FROM_WORKSPACE: Final = "workspace configuration"
-_WORKSPACE_MAY_SET: Final = ("scopes", "max_value_mb", "profile", "prompt.compact", "instructions")
+_WORKSPACE_MAY_SET: Final = ("scopes", "history", "max_value_mb", "profile", "prompt.compact", "instructions")
 
 Megabytes = Annotated[float, Field(gt=0, le=MAX_QUOTA_MB, allow_inf_nan=False)]
 Hours = Annotated[float, Field(gt=0, le=MAX_TTL_HOURS, allow_inf_nan=False)]
+Versions = Annotated[int, Field(ge=0, le=MAX_VERSIONS)]
+DeletedHours = Annotated[float, Field(ge=0, le=MAX_DELETED_HOURS, allow_inf_nan=False)]
 
 
 def _with_home(folder: Path) -> Path:
@@ -83,14 +87,36 @@ class ScopeSettings(_Table):
     """Whether reading an entry starts its TTL anew."""
 
 
+class HistorySettings(_Table):
+    """What is kept of values that are replaced or deleted; it counts in the quota and makes room first."""
+
+    versions: Versions = 3
+    """How many replaced versions of each entry; 0: none."""
+    deleted_hours: DeletedHours = 24
+    """For how long a deleted entry can be restored; 0: it is gone at once."""
+
+
+class ScopeHistorySettings(_Table):
+    """What one scope keeps; None: as `[history]` says."""
+
+    versions: Versions | None = None
+    deleted_hours: DeletedHours | None = None
+
+
+class KeepingScopeSettings(ScopeSettings):
+    """The settings of a scope with a history: the others hold copies of files."""
+
+    history: ScopeHistorySettings = ScopeHistorySettings()
+
+
 class ScopesSettings(_Table):
     """The settings of the five scopes."""
 
     system: ScopeSettings = ScopeSettings(quota_mb=10, ttl_hours="never")
     instructions: ScopeSettings = ScopeSettings(quota_mb=64, ttl_hours="never")
-    project: ScopeSettings = ScopeSettings(quota_mb=20, ttl_hours="never")
-    task: ScopeSettings = ScopeSettings(quota_mb=100, ttl_hours=30 * 24, renew=True)
-    artifacts: ScopeSettings = ScopeSettings(quota_mb=200, ttl_hours=14 * 24, renew=True)
+    project: KeepingScopeSettings = KeepingScopeSettings(quota_mb=20, ttl_hours="never")
+    task: KeepingScopeSettings = KeepingScopeSettings(quota_mb=100, ttl_hours=30 * 24, renew=True)
+    artifacts: KeepingScopeSettings = KeepingScopeSettings(quota_mb=200, ttl_hours=14 * 24, renew=True)
 
 
 class PromptSettings(_Table):
@@ -132,6 +158,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     scopes: ScopesSettings = ScopesSettings()
+    history: HistorySettings = HistorySettings()
     max_value_mb: Megabytes = 50
     """The size of one value, in megabytes of 1,000,000 bytes; a smaller quota of its scope wins."""
     durability: Durability = "full"
@@ -155,7 +182,16 @@ class Settings(BaseSettings):
             max_value_bytes=min(int(self.max_value_mb * MEGABYTE), quota_bytes),
             ttl_ms=None if table.ttl_hours == "never" else max(1, int(table.ttl_hours * HOUR_MS)),
             renew=table.renew,
+            keep=self._keep(table),
         )
+
+    def _keep(self, table: ScopeSettings) -> Keep:
+        if not isinstance(table, KeepingScopeSettings):
+            return KEEP_NOTHING
+        own, common = table.history, self.history
+        hours = common.deleted_hours if own.deleted_hours is None else own.deleted_hours
+        versions = common.versions if own.versions is None else own.versions
+        return Keep(versions=versions, deleted_ms=int(hours * HOUR_MS))
 
     @classmethod
     def settings_customise_sources(

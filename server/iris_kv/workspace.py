@@ -45,6 +45,9 @@ class ScopeStats(Frozen):
     scope: Scope
     entries: int
     bytes: int
+    kept: int
+    """How many replaced and deleted versions are kept; they count in the quota, too, and make room first."""
+    kept_bytes: int
     quota_bytes: int
     ttl_hours: float | None
     """The default TTL; None: never expires."""
@@ -265,6 +268,8 @@ class Workspace(Entries):
             scope=scope,
             entries=usage.entries,
             bytes=usage.bytes,
+            kept=usage.kept,
+            kept_bytes=usage.kept_bytes,
             quota_bytes=limits.quota_bytes,
             ttl_hours=None if limits.ttl_ms is None else limits.ttl_ms / HOUR_MS,
         )

@@ -17,8 +17,23 @@ from iris_kv.errors import (
     QuotaExceededError,
     TooLargeError,
 )
-from iris_kv.model import SCOPES, Activity, Change, Entry, Provenance, Removed, Usage, Verification, digest_of
-from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COMPARED, MAX_COUNTERS, Store
+from iris_kv.model import (
+    SCOPES,
+    Activity,
+    Change,
+    Entry,
+    History,
+    Keep,
+    KeptVersion,
+    Limits,
+    Provenance,
+    Removed,
+    Scope,
+    Usage,
+    Verification,
+    digest_of,
+)
+from iris_kv.store.base import GRACE_MS, MAX_CHANGES, MAX_COMPARED, MAX_COUNTERS, MAX_DELETED, Store
 from iris_kv.store.memory import MemoryStore
 
 HOUR_MS = 3_600_000
@@ -705,8 +720,6 @@ async def test_one_of_many_creators_wins(open_store, put):
 
 async def test_provenance_is_kept(open_store):
     async with open_store() as store:
-        from iris_kv.model import Limits  # noqa: PLC0415
-
         limits = Limits(quota_bytes=10, max_value_bytes=10, ttl_ms=None, renew=False)
         by = Provenance(author="canonical", face="seeder")
         await store.put("system", "k", b"v", content_type="text/plain", limits=limits, provenance=by)
@@ -749,3 +762,273 @@ async def test_a_page_with_a_pattern_compares_a_bounded_number_of_keys(open_stor
         assert [info.key for info in rest.entries] == ["z.md"]
         assert rest.next_cursor is None
         assert [info.key for info in (await store.list("task", pattern="z*")).entries] == ["z.md"]
+
+
+# History and undo
+
+KEPT = Keep(versions=3, deleted_ms=24 * HOUR_MS)
+
+
+def limits_of(*, quota: int = 10_000_000, max_value: int = 1_000_000, ttl_ms: int | None = None) -> Limits:
+    return Limits(quota_bytes=quota, max_value_bytes=max_value, ttl_ms=ttl_ms, renew=False, keep=KEPT)
+
+
+async def versions_of(store: Store, key: str, scope: Scope = "task") -> list[int]:
+    return [each.version for each in (await store.history(scope, key)).kept]
+
+
+async def test_a_replaced_value_is_kept_with_all_that_was_said_of_it(open_store, put, clock):
+    async with open_store() as store:
+        first = await put(store, "k", b"one", metadata={"a": "1"}, content_type="text/markdown", ttl_ms=HOUR_MS)
+        clock.move(5)
+        second = await put(store, "k", b"two!", keep=KEPT)
+
+        history = await store.history("task", "k")
+
+        kept = KeptVersion(**dict(first), replaced_at=clock.at_ms, replaced_by="update", kept_until=None)
+        assert history == History(live=second, kept=(kept,))
+        assert await store.usage("task") == Usage(entries=1, bytes=4, kept=1, kept_bytes=3)
+
+
+async def test_the_newest_versions_are_kept_as_many_as_asked_for(open_store, put):
+    async with open_store() as store:
+        for n in range(6):
+            await put(store, "k", b"x" * n, keep=KEPT)
+        assert await versions_of(store, "k") == [5, 4, 3]
+        await put(store, "k", b"", keep=Keep(versions=1))
+        assert await versions_of(store, "k") == [6]
+        await put(store, "k", b"")
+        assert await store.history("task", "k") == History(live=await store.head("task", "k"), kept=())
+        assert await store.usage("task") == Usage(entries=1, bytes=0)
+
+
+async def test_a_restored_version_is_what_it_was_but_its_times_and_number(open_store, put, clock):
+    async with open_store() as store:
+        first = await put(store, "k", b"one", metadata={"a": "1"}, content_type="text/markdown", ttl_ms=HOUR_MS)
+        clock.move(HOUR_MS + 5)
+        assert await versions_of_nothing(store, "k") == "expired"
+        first = await put(store, "k", b"one", metadata={"a": "1"}, content_type="text/markdown", ttl_ms=HOUR_MS)
+        clock.move(5)
+        await put(store, "k", b"two!", keep=KEPT)
+        clock.move(2 * HOUR_MS)
+
+        restored = await store.restore("task", "k", 1, limits=limits_of())
+
+        times = {"updated_at": clock.at_ms, "expires_at": clock.at_ms + HOUR_MS, "version": 3}
+        assert restored == first.model_copy(update=times)
+        assert await store.get("task", "k") == Entry(info=restored, value=b"one")
+        assert await versions_of(store, "k") == [2]
+        assert await store.usage("task") == Usage(entries=1, bytes=3, kept=1, kept_bytes=4)
+        back = await store.restore("task", "k", limits=limits_of())
+        assert ((await store.get("task", "k")).value, back.version) == (b"two!", 4)
+        assert await versions_of(store, "k") == [3]
+
+
+async def versions_of_nothing(store: Store, key: str) -> str:
+    with pytest.raises((NotFoundError, ExpiredError)) as caught:
+        await store.history("task", key)
+    return caught.value.code
+
+
+async def test_a_deleted_entry_can_be_restored_until_its_time_is_over(open_store, put, clock):
+    async with open_store() as store:
+        await put(store, "k", b"one", keep=KEPT)
+        live = await put(store, "k", b"two!", keep=KEPT)
+        await store.delete("task", "k", keep=KEPT)
+        until = clock.at_ms + 24 * HOUR_MS
+        deleted = KeptVersion(**dict(live), replaced_at=clock.at_ms, replaced_by="delete", kept_until=until)
+
+        assert await store.usage("task") == Usage(entries=0, bytes=0, kept=2, kept_bytes=7)
+        assert (await store.deleted("task")).entries == (deleted,)
+        history = await store.history("task", "k")
+        assert (history.live, history.kept[0], history.kept[1].kept_until) == (None, deleted, until)
+        clock.move(24 * HOUR_MS - 1)
+        await store.collect()
+        restored = await store.restore("task", "k", limits=limits_of())
+        assert (restored.version, restored.created_at) == (3, live.created_at)
+        assert (await store.get("task", "k")).value == b"two!"
+        history = await store.history("task", "k")
+        assert [(each.version, each.kept_until) for each in history.kept] == [(1, None)]
+        assert (await store.deleted("task")).entries == ()
+
+        await store.delete("task", "k", keep=KEPT)
+        clock.move(24 * HOUR_MS)
+        assert (await store.deleted("task")).entries == ()
+        with pytest.raises(
+            NotFoundError, match=r"not_found: no version of 'k' in task is kept; nothing is kept of it; "
+        ):
+            await store.restore("task", "k", limits=limits_of())
+        assert await versions_of_nothing(store, "k") == "not_found"
+        await store.collect()
+        assert await store.usage("task") == Usage(entries=0, bytes=0)
+        assert (await put(store, "k")).version == 1
+
+
+async def test_versions_count_on_behind_what_is_kept_of_a_deleted_entry(open_store, put):
+    async with open_store() as store:
+        await put(store, "k", b"one")
+        await store.delete("task", "k", keep=KEPT)
+        again = await put(store, "k", b"two", keep=KEPT)
+        assert again.version == 2
+        await put(store, "k", b"three", keep=KEPT)
+        assert await versions_of(store, "k") == [2, 1]
+        await store.restore("task", "k", 1, limits=limits_of())
+        assert (await store.get("task", "k")).value == b"one"
+        for n in range(9):
+            await put(store, "k", bytes(n), keep=KEPT)
+        await store.delete("task", "k", keep=KEPT)
+        await put(store, "k", b"new", keep=KEPT)
+        for n in range(9):
+            await put(store, "k", bytes(n), keep=KEPT)
+        assert sum(each.replaced_by == "delete" for each in (await store.history("task", "k")).kept) == 1
+
+
+async def test_a_key_that_is_deleted_again_and_again_keeps_a_bounded_number(open_store, put):
+    async with open_store() as store:
+        for _ in range(MAX_DELETED + 5):
+            await put(store, "k", b"x", keep=KEPT)
+            await store.delete("task", "k", keep=KEPT)
+        assert (await store.usage("task")).kept == MAX_DELETED
+        for _ in range(MAX_DELETED + 5):
+            await put(store, "k", b"x", keep=KEPT)
+            await store.clear("task", keep=KEPT)
+        assert (await store.usage("task")).kept == MAX_DELETED
+
+
+async def test_a_clear_can_be_undone_entry_by_entry_but_not_for_what_was_expired(open_store, put, clock):
+    async with open_store() as store:
+        for key in ("a", "b", "c"):
+            await put(store, key, key.encode(), keep=KEPT)
+        await put(store, "a", b"a2", keep=KEPT)
+        await put(store, "gone", b"expired", ttl_ms=1)
+        await put(store, "renewed", b"r", renew=True, ttl_ms=2, keep=KEPT)
+        clock.move(1)
+        await store.get("task", "renewed")
+        clock.move(1)
+        assert await store.clear("task", keep=KEPT) == Removed(entries=5, bytes=12)
+
+        page = await store.deleted("task", limit=3)
+        rest = await store.deleted("task", limit=3, cursor=page.next_cursor)
+        assert [(each.key, each.replaced_by) for each in (*page.entries, *rest.entries)] == [
+            (key, "clear") for key in ("a", "b", "c", "renewed")
+        ]
+        assert rest.next_cursor is None
+        assert await versions_of_nothing(store, "gone") == "not_found"
+        for key in ("a", "b", "c"):
+            await store.restore("task", key, limits=limits_of())
+        assert [(await store.get("task", key)).value for key in ("a", "b", "c")] == [b"a2", b"b", b"c"]
+        assert await versions_of(store, "a") == [1]
+
+
+async def test_what_expired_is_not_kept(open_store, put, clock):
+    async with open_store() as store:
+        await put(store, "k", b"one", keep=KEPT)
+        await put(store, "k", b"two", ttl_ms=HOUR_MS, keep=KEPT)
+        await put(store, "over", b"one", ttl_ms=HOUR_MS, keep=KEPT)
+        clock.move(HOUR_MS)
+        assert await versions_of_nothing(store, "k") == "expired"
+        with pytest.raises(NotFoundError, match="nothing is kept"):
+            await store.restore("task", "k", 1, limits=limits_of())
+        over = await put(store, "over", b"two", keep=KEPT)
+        assert (await store.history("task", "over"), over.version) == (History(live=over, kept=()), 1)
+        assert await store.collect() == Removed(entries=1, bytes=3)
+        assert await store.usage("task") == Usage(entries=1, bytes=3)
+
+
+async def test_nothing_is_kept_where_that_is_turned_off(open_store, put):
+    async with open_store() as store:
+        for key in ("a", "b"):
+            await put(store, key, b"one", keep=KEPT)
+            await put(store, key, b"two", keep=KEPT)
+        await store.delete("task", "a")
+        assert await versions_of_nothing(store, "a") == "not_found"
+        await store.clear("task")
+        assert await versions_of_nothing(store, "b") == "not_found"
+        assert await store.usage("task") == Usage(entries=0, bytes=0)
+
+
+async def test_kept_versions_count_in_the_quota_and_make_room_the_oldest_first(open_store, put, clock):
+    async with open_store() as store:
+        await put(store, "a", b"x" * 30, quota=100, keep=KEPT)
+        await put(store, "b", b"x" * 30, quota=100, keep=KEPT)
+        await store.delete("task", "a", keep=KEPT)
+        await put(store, "b", b"y" * 30, quota=100, keep=KEPT)
+        assert await store.usage("task") == Usage(entries=1, bytes=30, kept=2, kept_bytes=60)
+        await put(store, "expiring", b"", quota=100, ttl_ms=1)
+        clock.move(1)
+        await put(store, "c", b"x" * 20, quota=100, keep=KEPT)
+        assert await versions_of_nothing(store, "a") == "not_found"
+        assert await versions_of(store, "b") == [1]
+        assert await store.usage("task") == Usage(entries=3, bytes=50, kept=1, kept_bytes=30)
+        before = await everything(store)
+        with pytest.raises(QuotaExceededError):
+            await put(store, "d", b"x" * 51, quota=100, keep=KEPT)
+        after = await everything(store)
+        assert [each for each in after if isinstance(each, Usage)][3].kept == 1
+        assert before[-1] != after[-1], "the expired entry went"
+        await put(store, "d", b"x" * 50, quota=100, keep=KEPT)
+        assert await store.usage("task") == Usage(entries=3, bytes=100)
+        await put(store, "d", b"y" * 50, quota=100, keep=KEPT)
+        assert await store.usage("task") == Usage(entries=3, bytes=100)
+
+
+async def test_a_restore_is_checked_as_a_put_is_and_a_refused_one_changes_nothing(open_store, put):
+    async with open_store() as store:
+        await put(store, "k", b"one", keep=KEPT)
+        await put(store, "k", b"two!", keep=KEPT)
+        await put(store, "other", b"x" * 50, keep=KEPT)
+        before = [*await everything(store), await store.history("task", "k")]
+        for error, arguments in (
+            (ConflictError, {"if_digest": digest_of(b"one")}),
+            (ConflictError, {"if_digest": ""}),
+            (InvalidArgumentError, {"if_digest": "x"}),
+            (TooLargeError, {"limits": limits_of(max_value=2)}),
+            (QuotaExceededError, {"limits": limits_of(quota=52)}),
+            (NotFoundError, {"version": 2}),
+            (NotFoundError, {"version": 9}),
+            (NotFoundError, {"version": -1}),
+        ):
+            with pytest.raises(error):
+                await store.restore("task", "k", **{"limits": limits_of(), **arguments})
+        with pytest.raises(NotFoundError, match=r"no version 9 of 'k' in task is kept; kept are 1; take one of them"):
+            await store.restore("task", "k", 9, limits=limits_of())
+        assert [*await everything(store), await store.history("task", "k")] == before
+        restored = await store.restore("task", "k", limits=limits_of(quota=57), if_digest=digest_of(b"two!")[:23])
+        assert restored.digest == digest_of(b"one")
+        await store.delete("task", "k", keep=KEPT)
+        await store.restore("task", "k", limits=limits_of(), if_digest="")
+
+
+@pytest.mark.parametrize("key", ["", "k" * 513, "\ud800", "a\0b"])
+async def test_refused_keys_have_no_history(open_store, key):
+    async with open_store() as store:
+        for call in (store.history("task", key), store.restore("task", key, limits=limits_of())):
+            with pytest.raises(InvalidArgumentError, match="the key "):
+                await call
+        for wrong in ({"limit": 0}, {"cursor": "\ud800"}):
+            with pytest.raises(InvalidArgumentError):
+                await store.deleted("task", **wrong)
+
+
+async def test_a_restore_is_told_as_a_write(open_store, put):
+    async with open_store() as store:
+        await put(store, "k", b"one", keep=KEPT)
+        await put(store, "k", b"two", keep=KEPT)
+        start = (await store.changes(None)).next
+        await store.restore("task", "k", limits=limits_of())
+        await store.delete("task", "k", keep=KEPT)
+        await store.restore("task", "k", limits=limits_of())
+        assert [change.op for change in (await store.changes(start)).events] == ["update", "delete", "create"]
+
+
+async def test_kept_versions_are_verified_and_survive_collection(open_store, put):
+    async with open_store() as store:
+        await put(store, "a", b"one", keep=KEPT)
+        await put(store, "a", b"two", keep=KEPT)
+        await put(store, "b", b"1", keep=KEPT)
+        await store.delete("task", "b", keep=KEPT)
+        await store.collect()
+        assert await store.verify() == Verification(entries=1, bytes=3, kept=2, damaged=(), usage_matches=True)
+        await store.restore("task", "b", limits=limits_of())
+        await store.restore("task", "a", limits=limits_of())
+        assert [(await store.get("task", key)).value for key in ("a", "b")] == [b"one", b"1"]

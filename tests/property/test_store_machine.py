@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from iris_kv.errors import IrisError
-from iris_kv.model import EntryInfo, Limits, Provenance, digest_of
+from iris_kv.model import EntryInfo, Keep, Limits, Provenance, digest_of
 from iris_kv.store.base import GRACE_MS, Store
 from iris_kv.store.files import FileStore
 from iris_kv.store.memory import MemoryStore
@@ -29,6 +29,8 @@ TTLS = st.sampled_from([None, 1, 1000, 3_600_000])
 DIGESTS = st.one_of(
     st.none(), st.just(""), st.just("sha256:x"), st.tuples(VALUES, st.sampled_from([16, 64])).map(lambda v: _digest(*v))
 )
+KEEPS = st.builds(Keep, versions=st.sampled_from([0, 1, 2]), deleted_ms=st.sampled_from([0, 1000, 3_600_000]))
+VERSIONS = st.one_of(st.none(), st.integers(0, 5))
 BY = Provenance(author="agent", face="mcp")
 
 
@@ -83,9 +85,11 @@ class StoreMachine(RuleBasedStateMachine):
         renew=st.booleans(),
         ttl_ms=TTLS,
         if_digest=DIGESTS,
+        keep=KEEPS,
     )
-    def put(self, scope, key, value, quota, chunked, renew, ttl_ms, if_digest):
-        limits = Limits(quota_bytes=quota, max_value_bytes=50, ttl_ms=3_600_000 if renew else None, renew=renew)
+    def put(self, scope, key, value, quota, chunked, renew, ttl_ms, if_digest, keep):
+        ttl = 3_600_000 if renew else None
+        limits = Limits(quota_bytes=quota, max_value_bytes=50, ttl_ms=ttl, renew=renew, keep=keep)
 
         def ask(store: Store) -> Coroutine:
             return store.put(
@@ -100,9 +104,37 @@ class StoreMachine(RuleBasedStateMachine):
                 if_digest=if_digest,
             )
 
-        answer = self.compare(ask)
+        self.check_quota(self.compare(ask), scope, quota)
+
+    def check_quota(self, answer, scope, quota):
         if isinstance(answer, EntryInfo):
-            assert self.run(self.files.usage(scope)).bytes <= quota
+            used = self.run(self.files.usage(scope))
+            assert used.bytes + used.kept_bytes <= quota
+
+    @rule(
+        scope=SCOPES,
+        key=KEYS,
+        version=VERSIONS,
+        quota=st.sampled_from([50, 100, 1000]),
+        max_value=st.sampled_from([20, 50]),
+        if_digest=DIGESTS,
+        keep=KEEPS,
+    )
+    def restore(self, scope, key, version, quota, max_value, if_digest, keep):
+        limits = Limits(quota_bytes=quota, max_value_bytes=max_value, ttl_ms=1000, renew=False, keep=keep)
+
+        def ask(store: Store) -> Coroutine:
+            return store.restore(scope, key, version, limits=limits, if_digest=if_digest)
+
+        self.check_quota(self.compare(ask), scope, quota)
+
+    @rule(scope=SCOPES, key=KEYS)
+    def history(self, scope, key):
+        self.compare(lambda store: store.history(scope, key))
+
+    @rule(scope=SCOPES, cursor=st.one_of(st.none(), KEYS), limit=st.integers(0, 3))
+    def deleted(self, scope, cursor, limit):
+        self.compare(lambda store: store.deleted(scope, cursor=cursor, limit=limit))
 
     @rule(scope=SCOPES, key=KEYS)
     def get(self, scope, key):
@@ -120,13 +152,13 @@ class StoreMachine(RuleBasedStateMachine):
     def head(self, scope, key):
         self.compare(lambda store: store.head(scope, key))
 
-    @rule(scope=SCOPES, key=KEYS, if_digest=DIGESTS)
-    def delete(self, scope, key, if_digest):
-        self.compare(lambda store: store.delete(scope, key, if_digest=if_digest))
+    @rule(scope=SCOPES, key=KEYS, if_digest=DIGESTS, keep=KEEPS)
+    def delete(self, scope, key, if_digest, keep):
+        self.compare(lambda store: store.delete(scope, key, if_digest=if_digest, keep=keep))
 
-    @rule(scope=SCOPES)
-    def clear(self, scope):
-        self.compare(lambda store: store.clear(scope))
+    @rule(scope=SCOPES, keep=KEEPS)
+    def clear(self, scope, keep):
+        self.compare(lambda store: store.clear(scope, keep=keep))
 
     @rule(
         scope=SCOPES,
@@ -190,7 +222,9 @@ class StoreMachine(RuleBasedStateMachine):
     def usage_agrees(self):
         if hasattr(self, "files"):
             for scope in ("task", "project"):
-                self.compare(lambda store, scope=scope: store.usage(scope))
+                used = self.compare(lambda store, scope=scope: store.usage(scope))
+                folder = self.workspace / ".iris/kv-cache" / scope
+                assert sum(not path.name.startswith(".") for path in folder.iterdir()) == used.entries + used.kept
 
     def teardown(self) -> None:
         self.compare(lambda store: store.verify())

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
-from iris_kv.model import SCOPES, Limits
-from iris_kv.settings import ScopeSettings, Settings, load_settings, settings_at_hand, shipped, user_config_path
+from iris_kv.model import SCOPES, Keep, Limits
+from iris_kv.settings import (
+    KeepingScopeSettings,
+    ScopeSettings,
+    Settings,
+    load_settings,
+    settings_at_hand,
+    shipped,
+    user_config_path,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +78,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
             max_value_bytes=min(sizes[scope], 50) * megabyte,
             ttl_ms=days[scope] * day if scope in days else None,
             renew=scope in days,
+            keep=Keep() if scope in {"system", "instructions"} else Keep(versions=3, deleted_ms=day),
         )
         for scope in SCOPES
     }
@@ -106,8 +116,8 @@ def test_layers_are_merged_setting_by_setting(workspace: Path, monkeypatch: pyte
 
     settings = load_settings(workspace, {"profile": "full"})
 
-    assert settings.scopes.task == ScopeSettings(quota_mb=5, ttl_hours=2, renew=True)
-    assert settings.scopes.artifacts == ScopeSettings(quota_mb=200, ttl_hours="never", renew=True)
+    assert settings.scopes.task == KeepingScopeSettings(quota_mb=5, ttl_hours=2, renew=True)
+    assert settings.scopes.artifacts == KeepingScopeSettings(quota_mb=200, ttl_hours="never", renew=True)
     assert settings.origins == {
         "profile": "argument",
         "scopes.artifacts.ttl_hours": "environment",
@@ -118,13 +128,46 @@ def test_layers_are_merged_setting_by_setting(workspace: Path, monkeypatch: pyte
     }
 
 
+def test_what_is_kept_is_set_for_all_scopes_or_for_one(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_workspace(workspace, "[history]\nversions = 5\n[scopes.task.history]\nversions = 0\n")
+    monkeypatch.setenv("IRIS_KV_SCOPES__ARTIFACTS__HISTORY__DELETED_HOURS", "0.5")
+
+    settings = load_settings(workspace, {"history.deleted_hours": 0})
+
+    assert {scope: settings.limits(scope).keep for scope in SCOPES} == {
+        "system": Keep(),
+        "instructions": Keep(),
+        "project": Keep(versions=5),
+        "task": Keep(),
+        "artifacts": Keep(versions=5, deleted_ms=1_800_000),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[history]\nversions = -1", "history.versions in workspace configuration is -1; .* 0"),
+        ("[history]\nversions = 101", "history.versions in workspace configuration is 101; .* 100"),
+        ("[history]\nversions = 1.5", "history.versions in workspace configuration is 1.5"),
+        ("[history]\ndeleted_hours = 721", "history.deleted_hours in workspace configuration is 721; .* 720"),
+        ("[history]\ndeleted_hours = nan", "history.deleted_hours in workspace configuration is nan"),
+        ("[scopes.task.history]\nversions = -1", "scopes.task.history.versions in workspace configuration is -1"),
+        ("[scopes.system.history]\nversions = 1", "scopes.system.history"),
+    ],
+)
+def test_what_is_kept_has_bounds_and_seeded_scopes_keep_nothing(workspace: Path, text: str, wrong: str) -> None:
+    write_workspace(workspace, text + "\n")
+
+    assert re.search(wrong, told(lambda: load_settings(workspace)))
+
+
 def test_a_partly_set_scope_keeps_its_own_defaults(workspace: Path) -> None:
     write_workspace(workspace, "[scopes.system]\nquota_mb = 3\n[scopes.task]\nquota_mb = 3\n")
 
     scopes = load_settings(workspace).scopes
 
     assert scopes.system == ScopeSettings(quota_mb=3, ttl_hours="never", renew=False)
-    assert scopes.task == ScopeSettings(quota_mb=3, ttl_hours=720, renew=True)
+    assert scopes.task == KeepingScopeSettings(quota_mb=3, ttl_hours=720, renew=True)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 from iris_kv.errors import ExpiredError, NotFoundError
 from iris_kv.model import (
     DAY_MS,
+    KEEP_NOTHING,
     Activity,
     Changes,
     Entry,
     EntryInfo,
+    History,
+    Keep,
+    KeptPage,
     Limits,
     Page,
     Provenance,
@@ -27,7 +31,7 @@ from iris_kv.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Mapping
+    from collections.abc import AsyncIterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
 FLUSH_INTERVAL_MS = 60_000
@@ -45,6 +49,8 @@ COUNTER_DAYS = 90
 MAX_COUNTERS = 50_000
 """How many counters `Store.collect` keeps, of the newest days, and of a day the highest: names may come from clients."""
 
+MAX_DELETED = 10
+"""How many deleted versions of one key are kept: programs put and delete the same key all day."""
 
 MAX_COMPARED = 5_000
 """How many keys one page of a list with a pattern compares: 10 ms, and 0.5 s for the longest keys."""
@@ -137,14 +143,17 @@ class Store(Protocol):
         Raises:
             InvalidArgumentError: One of these is malformed.
             ConflictError: The entry is not what `if_digest` says; nothing was changed.
-            QuotaExceededError: The scope has no room, expired entries collected; nothing was changed.
+            QuotaExceededError: The scope has no room, even without kept versions and with expired entries
+                collected; nothing was changed.
             TooLargeError: The value is over `limits.max_value_bytes`.
             UncertainError: The commit itself failed; a retry is safe.
         """
         ...
 
-    async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:
-        """Delete an entry and return what it was.
+    async def delete(
+        self, scope: Scope, key: str, *, if_digest: str | None = None, keep: Keep = KEEP_NOTHING
+    ) -> EntryInfo:
+        """Delete an entry and return what it was; `keep` says for how long it can be restored.
 
         Raises:
             NotFoundError: There is no such entry.
@@ -153,8 +162,43 @@ class Store(Protocol):
         """
         ...
 
-    async def clear(self, scope: Scope) -> Removed:
-        """Delete every entry of a scope, expired ones included."""
+    async def clear(self, scope: Scope, *, keep: Keep = KEEP_NOTHING) -> Removed:
+        """Delete every entry of a scope, expired ones included; these cannot be restored, the others as `keep` says."""
+        ...
+
+    async def history(self, scope: Scope, key: str) -> History:
+        """Return what an entry is and which of its versions are kept.
+
+        Raises:
+            NotFoundError: There is no such entry, and nothing is kept of one.
+            ExpiredError: Its TTL has run out, which ends its versions, too, but for those that were deleted.
+        """
+        ...
+
+    async def deleted(self, scope: Scope, *, cursor: str | None = None, limit: int = 100) -> KeptPage:
+        """Return a page of at most `limit` (from 1 up) entries that were deleted and can be restored."""
+        ...
+
+    async def restore(
+        self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
+    ) -> EntryInfo:
+        """Make a kept version the entry again: a put of its value, metadata and provenance, its TTL counted anew.
+
+        Args:
+            scope: The entry's scope.
+            key: The entry's key.
+            version: Which one, as `history` tells; None: the newest that is kept.
+            limits: What the scope allows.
+            if_digest: As for `put`; it is about the live entry.
+
+        Raises:
+            NotFoundError: There is no such version.
+            CorruptError: Its bytes do not match their digest.
+            ConflictError: The entry is not what `if_digest` says; nothing was changed.
+            QuotaExceededError: The scope has no room; nothing was changed.
+            TooLargeError: It is over `limits.max_value_bytes`.
+            UncertainError: The commit itself failed; a retry is safe.
+        """
         ...
 
     async def list(
@@ -190,11 +234,11 @@ class Store(Protocol):
         ...
 
     async def collect(self, scope: Scope | None = None) -> Removed:
-        """Remove expired entries, of one scope or of all, forget old counters, and tidy up."""
+        """Remove expired entries and versions kept long enough, of one scope or all; forget old counters; tidy up."""
         ...
 
     async def verify(self, scope: Scope | None = None) -> Verification:
-        """Read and hash every value, of one scope or of all."""
+        """Read and hash every value, of one scope or of all, those of kept versions included."""
         ...
 
     async def count(self, day: str, deltas: Mapping[str, int]) -> None:
@@ -237,6 +281,16 @@ def not_found(scope: Scope, key: str) -> NotFoundError:
         f"no entry {key!r} in {scope}",
         "keys are compared byte for byte",
         f"list the keys of {scope} and take one of them",
+    )
+
+
+def no_version(scope: Scope, key: str, version: int | None, kept: Sequence[int]) -> NotFoundError:
+    """Return the error for a version that is not kept; `kept` are those that are."""
+    which = "no version" if version is None else f"no version {version}"
+    return NotFoundError(
+        f"{which} of {key!r} in {scope} is kept",
+        f"kept are {', '.join(map(str, kept))}" if kept else "nothing is kept of it",
+        "take one of them" if kept else "make the value again and put it",
     )
 
 

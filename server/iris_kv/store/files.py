@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from anyio import CancelScope, move_on_after
 
 from iris_kv.errors import ExpiredError, NotFoundError
-from iris_kv.model import SCOPES, Unwatched
+from iris_kv.model import KEEP_NOTHING, SCOPES, Unwatched
 from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import Listing, PutRequest
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         Entry,
         EntryInfo,
         Face,
+        History,
+        Keep,
+        KeptPage,
         Limits,
         Page,
         Provenance,
@@ -145,19 +148,40 @@ class FileStore:
         here.note_written(scope)
         return info
 
-    async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:
+    async def delete(
+        self, scope: Scope, key: str, *, if_digest: str | None = None, keep: Keep = KEEP_NOTHING
+    ) -> EntryInfo:
         """See `Store.delete`."""
         here = self._threads
-        info = await here.write(lambda: here.writing.delete(scope, key, if_digest))
+        info = await here.write(lambda: here.writing.delete(scope, key, if_digest, keep))
         here.note_written(scope)
         return info
 
-    async def clear(self, scope: Scope) -> Removed:
+    async def clear(self, scope: Scope, *, keep: Keep = KEEP_NOTHING) -> Removed:
         """See `Store.clear`."""
         here = self._threads
-        removed = await here.write(lambda: here.writing.clear(scope))
+        removed = await here.write(lambda: here.writing.clear(scope, keep))
         here.note_written(scope)
         return removed
+
+    async def history(self, scope: Scope, key: str) -> History:
+        """See `Store.history`."""
+        here = self._threads
+        return await here.read(lambda: here.versions.history(scope, key))
+
+    async def deleted(self, scope: Scope, *, cursor: str | None = None, limit: int = 100) -> KeptPage:
+        """See `Store.deleted`."""
+        here = self._threads
+        return await here.read(lambda: here.versions.deleted(scope, cursor, limit))
+
+    async def restore(
+        self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
+    ) -> EntryInfo:
+        """See `Store.restore`; the value's file gets another name, and no byte is copied."""
+        here = self._threads
+        info = await here.write(lambda: here.versions.restore(scope, key, version, limits, if_digest))
+        here.note_written(scope)
+        return info
 
     async def list(
         self,

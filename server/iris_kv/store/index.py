@@ -10,18 +10,25 @@ import os
 import sqlite3
 from collections import deque
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from iris_kv.errors import UncertainError
 from iris_kv.model import Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
-from iris_kv.store.queries import ROW, Queries, Row, Snapshot
+from iris_kv.store.queries import ROW, Kept, KeptFor, Queries, Row, Snapshot
 from iris_kv.store.schema import INDEX, connect, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
 _STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({ROW}) VALUES({','.join('?' * 16)})"
+
+
+_KEPT_ROW: Final = ROW.replace(" accessed_at,", "")
+_KEEP: Final = (
+    f"INSERT INTO version({_KEPT_ROW}, seq, replaced_at, op, kept_until)"
+    f" SELECT {_KEPT_ROW}, :seq, :at, :op, :until FROM entry WHERE scope=:scope"
+)
 
 
 class Readers(Queries):
@@ -66,6 +73,16 @@ class Readers(Queries):
         """Close every connection; none may be lent."""
         while self._idle:
             self._idle.pop().close()
+
+
+class Ended(NamedTuple):
+    """How what is kept came to its end."""
+
+    seq: int
+    """The number of the change."""
+    at: int
+    op: KeptFor
+    until: int | None
 
 
 class Writer(Snapshot):
@@ -115,6 +132,38 @@ class Writer(Snapshot):
         self._connection.execute("DELETE FROM entry WHERE scope=?", (scope,))
         self.add_usage(scope, -used.entries, -used.bytes)
         return Removed(entries=used.entries, bytes=used.bytes)
+
+    def keep_row(self, row: Row, ended: Ended) -> None:
+        """Keep an entry, which is then replaced or deleted; inside a transaction."""
+        self._connection.execute(f"{_KEEP} AND key=:key", {**ended._asdict(), "scope": row.scope, "key": row.key})
+
+    def keep_scope(self, scope: Scope, ended: Ended) -> None:
+        """Keep a scope's entries that are not expired, and their versions; inside a transaction."""
+        live = "(expires_at IS NULL OR expires_at>:at)"
+        values = {**ended._asdict(), "scope": scope}
+        self._connection.execute(
+            "UPDATE version SET kept_until=:until WHERE scope=:scope AND op='update' AND kept_until IS NULL"
+            f" AND key IN (SELECT key FROM entry WHERE scope=:scope AND {live})",
+            values,
+        )
+        self._connection.execute(f"{_KEEP} AND {live}", values)
+
+    def keep_replaced(self, scope: Scope, key: str, until: int | None) -> None:
+        """Have the replaced versions of a key go at a time, or (None) with its entry again; inside a transaction."""
+        going = "NULL" if until is not None else "NOT NULL"
+        sql = f"UPDATE version SET kept_until=? WHERE scope=? AND key=? AND op='update' AND kept_until IS {going}"
+        self._connection.execute(sql, (until, scope, key))
+
+    def drop_kept(self, kept: Iterable[Kept]) -> None:
+        """Keep some versions no longer; inside a transaction."""
+        self._connection.executemany(
+            "DELETE FROM version WHERE scope=? AND key=? AND seq=?",
+            [(each.row.scope, each.row.key, each.seq) for each in kept],
+        )
+
+    def drop_replaced(self, scope: Scope) -> None:
+        """Keep those replaced versions of a scope no longer that are to go with their entries; in a transaction."""
+        self._connection.execute("DELETE FROM version WHERE scope=? AND op='update' AND kept_until IS NULL", (scope,))
 
     def add_usage(self, scope: Scope, n: int, size: int) -> None:
         """Add to a scope's usage; inside a transaction."""

@@ -10,6 +10,7 @@ import anyio
 
 from iris_kv.errors import IrisError, QuotaExceededError
 from iris_kv.model import (
+    KEEP_NOTHING,
     SCOPES,
     Activity,
     Change,
@@ -17,6 +18,9 @@ from iris_kv.model import (
     Clock,
     Entry,
     EntryInfo,
+    History,
+    Keep,
+    KeptPage,
     Limits,
     Operation,
     Page,
@@ -35,10 +39,12 @@ from iris_kv.store.base import (
     MAX_COUNTERS,
     HeldReader,
     expired,
+    no_version,
     not_found,
     oldest_counted_day,
 )
 from iris_kv.store.checks import Listing, PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
+from iris_kv.store.memory_versions import Held, MemoryVersions, is_over
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Mapping
@@ -52,6 +58,7 @@ class MemoryStore:
         self._clock = clock
         self._entries: dict[Scope, dict[str, Entry]] = {scope: {} for scope in SCOPES}
         self._renewing: set[tuple[Scope, str]] = set()
+        self._versions = MemoryVersions()
         self._id = uuid.uuid4().hex
         self._changes: list[Change] = []
         self._trimmed = 0
@@ -105,46 +112,115 @@ class MemoryStore:
         check_put(request)
         data = value if isinstance(value, bytes) else b"".join([chunk async for chunk in value])
         check_size(len(data), limits)
+        return self._store(request, data, None)
+
+    def _store(self, request: PutRequest, data: bytes, restored: Held | None) -> EntryInfo:
+        scope, key, limits, now = request.scope, request.key, request.limits, self._clock.now_ms()
         old = self._unexpired(scope, key)
-        check_expected(None if old is None else old.info, if_digest, scope, key)
+        check_expected(None if old is None else old.info, request.if_digest, scope, key)
         self._make_room(scope, key, len(data), limits)
-        now = self._clock.now_ms()
         ttl = request.effective_ttl_ms
+        if old is None and key in self._entries[scope]:
+            self._versions.end_versions(scope, key)
+        if restored is not None:
+            self._versions.take_out(restored, revives=old is None)
+        origin = old or (restored and restored.entry)
+        before = [each.entry for each in self._versions.of(scope, key)] + [
+            each for each in (old, restored and restored.entry) if each
+        ]
+        if old is not None:
+            self._versions.replace(old, limits.keep, now)
         info = EntryInfo(
             scope=scope,
             key=key,
             digest=digest_of(data),
             size=len(data),
-            content_type=content_type,
-            created_at=old.info.created_at if old else now,
+            content_type=request.content_type,
+            created_at=origin.info.created_at if origin else now,
             updated_at=now,
             expires_at=None if ttl is None else now + ttl,
             ttl_ms=ttl,
-            version=old.info.version + 1 if old else 1,
+            version=1 + max((each.info.version for each in before), default=0),
             metadata=dict(request.metadata),
-            provenance=provenance,
+            provenance=request.provenance,
         )
         self._entries[scope][key] = Entry(info=info, value=data)
+        self._versions.make_room(scope, self._used(scope), limits.quota_bytes)
         (self._renewing.add if limits.renew else self._renewing.discard)((scope, key))
         self._note(scope, key, "create" if old is None else "update")
         return info
 
-    async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:
+    async def delete(
+        self, scope: Scope, key: str, *, if_digest: str | None = None, keep: Keep = KEEP_NOTHING
+    ) -> EntryInfo:
         """See `Store.delete`."""
         names.check_key(key)
         check_if_digest(if_digest)
         info = self._live(scope, key).info
         check_expected(info, if_digest, scope, key)
-        del self._entries[scope][key]
+        self._versions.delete(scope, [self._entries[scope].pop(key)], keep, self._clock.now_ms(), "delete")
         self._note(scope, key, "delete")
         return info
 
-    async def clear(self, scope: Scope) -> Removed:
+    async def clear(self, scope: Scope, *, keep: Keep = KEEP_NOTHING) -> Removed:
         """See `Store.clear`."""
         used = await self.usage(scope)
+        now = self._clock.now_ms()
+        live = [entry for entry in self._entries[scope].values() if not _is_expired(entry.info, now)]
+        for key in set(self._entries[scope]) - {entry.info.key for entry in live}:
+            self._versions.end_versions(scope, key)
+        self._versions.delete(scope, live, keep, now, "clear")
         self._entries[scope].clear()
         self._note(scope, "", "clear")
         return Removed(entries=used.entries, bytes=used.bytes)
+
+    async def history(self, scope: Scope, key: str) -> History:
+        """See `Store.history`."""
+        live = self._unexpired(scope, key)
+        kept = self._kept(scope, key)
+        if live is None and not kept:
+            self._live(scope, key)
+        return History(live=live and live.info, kept=tuple(each.version for each in kept))
+
+    async def deleted(self, scope: Scope, *, cursor: str | None = None, limit: int = 100) -> KeptPage:
+        """See `Store.deleted`."""
+        check_page(limit, cursor or "")
+        newest = {
+            each.version.key: each.version for each in self._versions.all(scope) if each.version.replaced_by != "update"
+        }
+        found = [
+            version
+            for key, version in sorted(newest.items())
+            if key > (cursor or "")
+            and not is_over(version.kept_until, self._clock.now_ms())
+            and self._unexpired(scope, key) is None
+        ]
+        return KeptPage(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key if len(found) > limit else None)
+
+    async def restore(
+        self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
+    ) -> EntryInfo:
+        """See `Store.restore`."""
+        names.check_key(key)
+        check_if_digest(if_digest)
+        kept = self._kept(scope, key)
+        held = next((each for each in kept if version in (None, each.version.version)), None)
+        if held is None:
+            raise no_version(scope, key, version, [each.version.version for each in kept])
+        check_size(held.version.size, limits)
+        info = held.entry.info
+        request = PutRequest(
+            scope, key, info.content_type, limits, info.provenance, info.ttl_ms, info.metadata, if_digest
+        )
+        return self._store(request, held.entry.value, held)
+
+    def _kept(self, scope: Scope, key: str) -> list[Held]:
+        is_expired = key in self._entries[scope] and self._unexpired(scope, key) is None
+        return [
+            each
+            for each in self._versions.of(scope, key)
+            if not is_over(each.version.kept_until, self._clock.now_ms()) and not (is_expired and each.goes_with_entry)
+        ]
 
     async def list(
         self,
@@ -184,11 +260,19 @@ class MemoryStore:
     async def usage(self, scope: Scope) -> Usage:
         """See `Store.usage`."""
         entries = self._entries[scope].values()
-        return Usage(entries=len(entries), bytes=sum(entry.info.size for entry in entries))
+        return Usage(
+            entries=len(entries),
+            bytes=sum(entry.info.size for entry in entries),
+            kept=len(self._versions.all(scope)),
+            kept_bytes=self._versions.size(scope),
+        )
 
     async def collect(self, scope: Scope | None = None) -> Removed:
         """See `Store.collect`."""
-        removed = [self._remove_expired(each) for each in (SCOPES if scope is None else (scope,))]
+        scopes = SCOPES if scope is None else (scope,)
+        removed = [self._remove_expired(each) for each in scopes]
+        for each in scopes:
+            self._versions.end_due(each, self._clock.now_ms())
         self._trim_counts()
         return Removed(entries=sum(each.entries for each in removed), bytes=sum(each.bytes for each in removed))
 
@@ -198,6 +282,7 @@ class MemoryStore:
         return Verification(
             entries=sum(each.entries for each in used),
             bytes=sum(each.bytes for each in used),
+            kept=sum(each.kept for each in used),
             damaged=(),
             usage_matches=True,
         )
@@ -273,6 +358,9 @@ class MemoryStore:
     def _used_by_others(self, scope: Scope, key: str) -> int:
         return sum(entry.info.size for name, entry in self._entries[scope].items() if name != key)
 
+    def _used(self, scope: Scope) -> int:
+        return sum(entry.info.size for entry in self._entries[scope].values())
+
     def _remove_expired(self, scope: Scope) -> Removed:
         now = self._clock.now_ms()
         gone = [
@@ -282,6 +370,7 @@ class MemoryStore:
         ]
         for info in gone:
             del self._entries[scope][info.key]
+            self._versions.end_versions(scope, info.key)
             self._note(scope, info.key, "expire")
         return Removed(entries=len(gone), bytes=sum(info.size for info in gone))
 

@@ -6,7 +6,8 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
-from iris_kv.model import Activity, Author, Change, EntryInfo, Face, Provenance, Scope, Usage
+from iris_kv.model import Activity, Author, Change, EntryInfo, Face, KeptVersion, Provenance, Scope, Usage
+from iris_kv.store.base import MAX_DELETED
 from iris_kv.store.names import is_file_of
 from iris_kv.store.schema import damaged_index
 
@@ -21,6 +22,9 @@ ROW: Final = (
     "scope, key, file, content_type, size, sha256, created_at, updated_at, expires_at, accessed_at,"
     " ttl, renew, version, metadata, author, face"
 )
+_KEPT: Final = (
+    f"SELECT {ROW.replace('accessed_at', 'NULL')}, seq, replaced_at, op, kept_until FROM version WHERE scope=?"
+)
 _ENTRY: Final = f"SELECT {ROW} FROM entry WHERE scope=? AND key=?"
 _ROWS: Final = f"SELECT {ROW} FROM entry WHERE scope=? AND key>=? ORDER BY key LIMIT ?"
 _NEWEST: Final = (
@@ -29,6 +33,7 @@ _NEWEST: Final = (
 )
 
 Order = Literal["size DESC", "updated_at"]
+KeptFor = Literal["update", "delete", "clear"]
 
 
 class Row(NamedTuple):
@@ -67,6 +72,24 @@ class Row(NamedTuple):
             metadata=json.loads(self.metadata) if self.metadata != "{}" else {},
             provenance=_provenance(self.author, self.face),
         )
+
+
+class Kept(NamedTuple):
+    """One version that is kept though it is no entry any more."""
+
+    row: Row
+    seq: int
+    """The number of the change that ended it."""
+    replaced_at: int
+    op: KeptFor
+    until: int | None
+    """When it goes for good; None: with its entry."""
+
+    @property
+    def version(self) -> KeptVersion:
+        """Return it as the model."""
+        info = dict(self.row.info(self.row.expires_at))
+        return KeptVersion(**info, replaced_at=self.replaced_at, replaced_by=self.op, kept_until=self.until)
 
 
 class Queries:
@@ -119,15 +142,56 @@ class Queries:
         sql = " UNION ".join(f"SELECT file FROM {t} WHERE scope=? AND file IN ({marks})" for t in ("entry", "version"))
         return {file for (file,) in self._fetch(sql, (scope, *files) * 2)}
 
+    def kept(self, scope: Scope, key: str) -> list[Kept]:
+        """Return what is kept of a key, the newest first."""
+        return [_kept(row) for row in self._fetch(f"{_KEPT} AND key=? ORDER BY seq DESC", (scope, key))]
+
+    def oldest_kept(self, scope: Scope) -> list[Kept]:
+        """Return the 500 versions of a scope that were replaced or deleted longest ago, the oldest first."""
+        return [_kept(row) for row in self._fetch(f"{_KEPT} ORDER BY seq, key LIMIT {PAGE_ROWS}", (scope,))]
+
+    def due_kept(self, scope: Scope, now: int) -> list[Kept]:
+        """Return up to 500 versions of a scope that were kept long enough."""
+        found = self._fetch(f"{_KEPT} AND kept_until<=? ORDER BY kept_until LIMIT {PAGE_ROWS}", (scope, now))
+        return [_kept(row) for row in found]
+
+    def surplus_deleted(self, scope: Scope) -> list[Kept]:
+        """Return the deleted versions of a scope over the number that is kept of one key."""
+        ranked = "SELECT *, row_number() OVER (PARTITION BY key ORDER BY seq DESC) AS n FROM version"
+        sql = _KEPT.replace("FROM version", f"FROM ({ranked} WHERE scope=? AND op<>'update')")
+        return [_kept(row) for row in self._fetch(f"{sql} AND n>{MAX_DELETED}", (scope, scope))]
+
+    def deleted(self, scope: Scope, after: str, limit: int) -> list[Kept]:
+        """Return the newest deleted version of each key at or behind `after`, in key order."""
+        newest = "seq=(SELECT max(seq) FROM version AS other WHERE other.scope=version.scope AND other.key=version.key"
+        sql = f"{_KEPT} AND key>=? AND op<>'update' AND {newest} AND op<>'update') ORDER BY key LIMIT ?"
+        return [_kept(row) for row in self._fetch(sql, (scope, after, limit))]
+
+    def all_kept(self, scope: Scope) -> Iterator[Kept]:
+        """Walk what is kept in a scope in the order of keys, a page at a time."""
+        key, seq = "", 0
+        while True:
+            sql = f"{_KEPT} AND (key, seq)>(?, ?) ORDER BY key, seq LIMIT {PAGE_ROWS}"
+            found = [_kept(row) for row in self._fetch(sql, (scope, key, seq))]
+            yield from found
+            if len(found) < PAGE_ROWS:
+                return
+            key, seq = found[-1].row.key, found[-1].seq
+
+    def kept_files(self, scope: Scope) -> set[str]:
+        """Return the files of everything that is kept in a scope."""
+        return {file for (file,) in self._fetch("SELECT file FROM version WHERE scope=?", (scope,))}
+
     def usage(self, scope: Scope) -> Usage:
         """Return what a scope holds."""
-        ((n, size),) = self._fetch("SELECT n, bytes FROM usage WHERE scope=?", (scope,))
-        return Usage(entries=n, bytes=size)
+        (found,) = self._fetch("SELECT n, bytes, kept_n, kept_bytes FROM usage WHERE scope=?", (scope,))
+        return _usage(found)
 
     def summed_usage(self, scope: Scope) -> Usage:
-        """Return what a scope holds by adding its entries up."""
-        ((n, size),) = self._fetch("SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE scope=?", (scope,))
-        return Usage(entries=n, bytes=size)
+        """Return what a scope holds by adding everything up."""
+        both = (f"SELECT count(*), coalesce(sum(size), 0) FROM {table} WHERE scope=?" for table in ("entry", "version"))
+        live, kept = (self._fetch(sql, (scope,))[0] for sql in both)
+        return _usage((*live, *kept))
 
     def activity(self, scope: Scope) -> tuple[Activity | None, Activity | None]:
         """Return when a scope was last written and last read, as far as the index knows."""
@@ -189,6 +253,15 @@ def _row(values: Sequence[Any]) -> Row:
     if "/" in row.file or "\0" in row.file or not is_file_of(row.file, row.scope, row.key):
         raise damaged_index()
     return row
+
+
+def _kept(values: Sequence[Any]) -> Kept:
+    return Kept(_row(values[:16]), *values[16:])
+
+
+def _usage(values: Sequence[int]) -> Usage:
+    n, size, kept, kept_size = values
+    return Usage(entries=n, bytes=size, kept=kept, kept_bytes=kept_size)
 
 
 @cache

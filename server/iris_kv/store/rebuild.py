@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from iris_kv.model import SCOPES, Damage, Operation, Rebuilt, Scope
+from iris_kv.model import DAY_MS, SCOPES, Damage, Operation, Rebuilt, Scope
 from iris_kv.store import names
 from iris_kv.store.hints import MAX_SEQ, Hints, seq_of
 from iris_kv.store.lock import check_cancelled
@@ -38,7 +38,7 @@ _TELL_EVERY_S: Final = 1.0
 _STORE_ROW: Final = f"INSERT INTO entry({ROW}) VALUES({','.join('?' * 16)})"
 _STORE_VERSION: Final = (
     "INSERT INTO version(scope, key, seq, file, content_type, size, sha256, created_at, updated_at, expires_at,"
-    f" ttl, renew, version, metadata, author, face, replaced_at, op) VALUES({','.join('?' * 18)})"
+    f" ttl, renew, version, metadata, author, face, replaced_at, op, kept_until) VALUES({','.join('?' * 19)})"
 )
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,8 @@ def _store_versions(connection: sqlite3.Connection, versions: Iterable[Version])
 def _version_values(version: Version) -> tuple[object, ...]:
     row = version.row
     at_access = Row._fields.index("accessed_at")
-    return (*row[:2], seq_of(row), *row[2:at_access], *row[at_access + 1 :], version.replaced_at, version.op)
+    until = None if version.op == "update" else version.replaced_at + DAY_MS
+    return (*row[:2], seq_of(row), *row[2:at_access], *row[at_access + 1 :], version.replaced_at, version.op, until)
 
 
 def _write_copies(folders: CacheFolders, log: RecoveryLog, contents: Contents) -> None:

@@ -44,6 +44,7 @@ _MIGRATIONS: Final = (
     CREATE INDEX entry_expires_at ON entry(expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE usage(
         scope TEXT PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+        kept_n INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0,
         written_at INTEGER, written_by TEXT, read_at INTEGER, read_by TEXT) WITHOUT ROWID;
     CREATE TABLE change(
         seq INTEGER PRIMARY KEY, scope TEXT NOT NULL, key TEXT NOT NULL,
@@ -54,7 +55,14 @@ _MIGRATIONS: Final = (
         created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, expires_at INTEGER,
         ttl INTEGER, renew INTEGER NOT NULL, version INTEGER NOT NULL, metadata TEXT NOT NULL,
         author TEXT NOT NULL, face TEXT NOT NULL, replaced_at INTEGER NOT NULL, op TEXT NOT NULL,
-        PRIMARY KEY(scope, key, seq)) WITHOUT ROWID;
+        kept_until INTEGER, PRIMARY KEY(scope, key, seq)) WITHOUT ROWID;
+    CREATE INDEX version_seq ON version(scope, seq);
+    CREATE INDEX version_kept_until ON version(kept_until) WHERE kept_until IS NOT NULL;
+    -- Versions go in ways of many kinds, thousands in one statement: none of them can forget the usage.
+    CREATE TRIGGER version_kept AFTER INSERT ON version BEGIN
+        UPDATE usage SET kept_n=kept_n+1, kept_bytes=kept_bytes+NEW.size WHERE scope=NEW.scope; END;
+    CREATE TRIGGER version_gone AFTER DELETE ON version BEGIN
+        UPDATE usage SET kept_n=kept_n-1, kept_bytes=kept_bytes-OLD.size WHERE scope=OLD.scope; END;
     CREATE TABLE counter(
         name TEXT NOT NULL, day TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(name, day)) WITHOUT ROWID;
     CREATE TABLE meta(k TEXT PRIMARY KEY, v TEXT NOT NULL) WITHOUT ROWID;

@@ -20,6 +20,7 @@ from iris_kv.store.manifests import Manifests
 from iris_kv.store.reading import Reading
 from iris_kv.store.schema import disk_full
 from iris_kv.store.upkeep import Upkeep
+from iris_kv.store.versions import Versions
 from iris_kv.store.writing import Writing
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ class StoreThreads:
         self.engine: Final = Engine(options)
         self.reading: Final = Reading(self.engine)
         self.writing: Final = Writing(self.engine, self.reading)
+        self.versions: Final = Versions(self.engine, self.reading, self.writing)
         self.manifests: Final = Manifests(self.engine)
-        self.upkeep: Final = Upkeep(self.engine, self.reading, self.writing, self.manifests)
+        self.upkeep: Final = Upkeep(self.engine, self.reading, self.writing, self.versions, self.manifests)
         self._readers = CapacityLimiter(READERS)
         self._writer = CapacityLimiter(1)
         self.notice = anyio.Event()

@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from iris_kv.model import SCOPES, Damage, Removed, Repair, Scope, Verification
-from iris_kv.store import names
+from iris_kv.store import keeping, names
 from iris_kv.store.base import oldest_counted_day
 from iris_kv.store.queries import PAGE_ROWS
+from iris_kv.store.replacing import unlink
 from iris_kv.store.schema import INDEX
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from iris_kv.store.engine import Engine
     from iris_kv.store.manifests import Manifests
     from iris_kv.store.reading import Reading
+    from iris_kv.store.versions import Versions
     from iris_kv.store.writing import Writing
 
 COLLECT_EVERY_MS: Final = 600_000
@@ -34,11 +36,14 @@ _GC_LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_
 class Upkeep:
     """What keeps a store tidy, beside its operations."""
 
-    def __init__(self, engine: Engine, reading: Reading, writing: Writing, manifests: Manifests) -> None:
+    def __init__(
+        self, engine: Engine, reading: Reading, writing: Writing, versions: Versions, manifests: Manifests
+    ) -> None:
         """Look after one engine's store."""
         self._engine = engine
         self._reading = reading
         self._writing = writing
+        self._versions = versions
         self._manifests = manifests
 
     def is_due(self) -> bool:
@@ -65,6 +70,8 @@ class Upkeep:
                 cache.index.writer.trim_changes()
                 cache.index.writer.trim_counts(oldest_counted_day(self._engine.clock.now_ms()))
         removed = self._remove_expired(scopes)
+        for each in scopes:
+            self._end_due(each)
         if scope is None:
             with self._alone() as alone:
                 if alone:
@@ -82,6 +89,14 @@ class Upkeep:
             n, size = n + len(rows), size + sum(row.size for row in rows)
             if len(rows) < PAGE_ROWS:
                 return Removed(entries=n, bytes=size)
+
+    def _end_due(self, scope: Scope) -> None:
+        """Remove versions that were kept long enough, letting others write after each 500."""
+        now = self._engine.clock.now_ms()
+        while self._engine.ask(lambda index: index.due_kept(scope, now)):
+            with self._engine.writing() as cache, cache.index.writer.transaction():
+                gone = keeping.end_due(cache, scope, now)
+            unlink(cache, scope, gone)
 
     @contextmanager
     def _alone(self) -> Generator[bool]:
@@ -113,7 +128,8 @@ class Upkeep:
         cache = self._engine.cache()
         folder = cache.folders.scope(scope)
         _remove_old_temporaries(folder)
-        known = {row.file for row in cache.index.readers.all_rows(scope)}
+        readers = cache.index.readers
+        known = {row.file for row in readers.all_rows(scope)} | readers.kept_files(scope)
         suspects = [file for file in os.listdir(folder) if file not in known and names.seq_of(file) is not None]
         for start in range(0, len(suspects), PAGE_ROWS):
             with self._engine.writing() as current:
@@ -149,7 +165,7 @@ class Upkeep:
 
     def verify(self, scope: Scope | None) -> Verification:
         """Read and hash every value; damaged ones are reported, and put aside as a read would do."""
-        n = size = 0
+        n = size = kept = 0
         damaged: list[Damage] = []
         matching = True
         for each in SCOPES if scope is None else (scope,):
@@ -158,9 +174,13 @@ class Upkeep:
                 n, size = n + 1, size + row.size
                 damage = self._reading.damage(row)
                 damaged.extend([] if damage is None else [damage])
+            for version in readers.all_kept(each):
+                kept += 1
+                damage = self._versions.damage(version)
+                damaged.extend([] if damage is None else [damage])
             with readers.snapshot() as index:
                 matching = matching and index.usage(each) == index.summed_usage(each)
-        return Verification(entries=n, bytes=size, damaged=tuple(damaged), usage_matches=matching)
+        return Verification(entries=n, bytes=size, kept=kept, damaged=tuple(damaged), usage_matches=matching)
 
 
 def _remove_old_temporaries(folder: int) -> None:

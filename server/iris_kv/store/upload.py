@@ -32,8 +32,7 @@ class Upload:
         self.folder: Final = cache.folders.scope(scope)
         self.name: Final = names.TEMP_PREFIX + secrets.token_hex(8)
         self.size = 0
-        self.is_renamed = False
-        """Whether the file has its final name; the put looks after it from then on."""
+        self._is_renamed = False
         self._limits = limits
         self._sha = hashlib.sha256()
         self._mutex = threading.Lock()
@@ -67,11 +66,16 @@ class Upload:
             self._finished = True
             return self._sha.digest()
 
+    def rename(self, folder: int, file: str) -> None:
+        """Give the ended upload its final name; the put looks after the file from then on."""
+        os.rename(self.name, file, src_dir_fd=self.folder, dst_dir_fd=folder)
+        self._is_renamed = True
+
     def discard(self) -> None:
         """Remove the temporary file if it is still there."""
         with self._mutex:
             self._close()
-            if not self.is_renamed:
+            if not self._is_renamed:
                 with suppress(OSError):
                     os.unlink(self.name, dir_fd=self.folder)
 

@@ -6,17 +6,17 @@ the folder was fsynced, all but the first under the write lock. A value's file i
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from iris_kv.errors import CorruptError, QuotaExceededError, UnavailableError
-from iris_kv.model import EntryInfo, Operation, Removed, Scope
-from iris_kv.store import names
+from iris_kv.model import EntryInfo, Keep, Operation, Removed, Scope
+from iris_kv.store import keeping, names
 from iris_kv.store.base import GRACE_MS
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_put, check_size
 from iris_kv.store.queries import PAGE_ROWS, Order, Row
+from iris_kv.store.replacing import Content, Step, replace_row, unlink
 from iris_kv.store.upload import Upload
 
 if TYPE_CHECKING:
@@ -78,42 +78,43 @@ class Writing:
         used = cache.index.readers.usage(request.scope).bytes
         if used + size > request.limits.quota_bytes:
             with self._engine.writing() as current:
-                self._make_room(current, request, size)
+                self._check_room(current, request, size)
 
     def _commit(self, request: PutRequest, upload: Upload) -> EntryInfo:
         sha256 = upload.finish(durable=self._engine.options.durable)
         with self._engine.writing() as cache:
-            old = self._make_room(cache, request, upload.size)
-            row = self._store(cache, request, upload, sha256, old)
-            cache.recovery.append_put(row)
-        if old is not None:
-            _unlink(cache, request.scope, old.file)
+            folder = cache.folders.scope(request.scope)
+            content = Content(upload.size, sha256, partial(upload.rename, folder))
+            row, gone = self.store(cache, request, content)
+        unlink(cache, request.scope, gone)
         return row.info(row.expires_at)
 
-    def _store(self, cache: OpenCache, request: PutRequest, upload: Upload, sha256: bytes, old: Row | None) -> Row:
+    def store(self, cache: OpenCache, request: PutRequest, content: Content) -> tuple[Row, list[str]]:
+        """Make content the entry; returns its row, and the files that no row names any more.
+
+        The write lock must be held, and the files are unlinked once it is not.
+        """
+        old = self._check_room(cache, request, content.size)
         scope, writer = request.scope, cache.index.writer
-        folder = cache.folders.scope(scope)
         with writer.transaction():
             now = self._engine.clock.now_ms()
             live = None if old is None or self._engine.notes.is_expired(old, now) else old
-            file = self._free_name(cache, request, "create" if live is None else "update", now)
-            row = _new_row(request, file, upload.size, sha256, live, now)
-            os.rename(upload.name, row.file, src_dir_fd=upload.folder, dst_dir_fd=folder)
-            upload.is_renamed = True
+            seq, file = self._free_name(cache, request, "create" if live is None else "update", now)
             # Undone only here: when COMMIT itself fails, the row may be in the log, and the file must stay.
             try:
+                content.place(file)
                 if self._engine.options.durable:
-                    os.fsync(folder)
-                writer.store_row(row)
-                writer.add_usage(scope, 0 if old else 1, row.size - (old.size if old else 0))
+                    os.fsync(cache.folders.scope(scope))
+                row, gone = replace_row(cache, request, content, Step(old, live, seq, file, now))
                 writer.note_write(scope, now, self._engine.by)
             except BaseException:
-                _unlink(cache, scope, row.file)
+                unlink(cache, scope, [file])
                 raise
-        return row
+        cache.recovery.append_put(row)
+        return row, gone
 
-    def _free_name(self, cache: OpenCache, request: PutRequest, op: Operation, now: int) -> str:
-        """Append to the change feed and return the file name that goes with the change's number.
+    def _free_name(self, cache: OpenCache, request: PutRequest, op: Operation, now: int) -> tuple[int, str]:
+        """Append to the change feed and return the change's number with the file name that goes with it.
 
         A commit that failed with its outcome unknown leaves a file whose number is not used up; the
         next number is taken then.
@@ -126,19 +127,19 @@ class Writing:
             try:
                 os.stat(file, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
-                return file
+                return seq, file
         raise CorruptError(
             f"files with the next {_NAMES_TRIED} names of {request.key!r} stand there already",
             "names are never used twice, so another program put them there",
             f"move {file!r} and its like out of .iris/kv-cache/{request.scope} and write again",
         )
 
-    def _make_room(self, cache: OpenCache, request: PutRequest, size: int) -> Row | None:
+    def _check_room(self, cache: OpenCache, request: PutRequest, size: int) -> Row | None:
         """Return the row to be replaced, after the checks that need the write lock.
 
         Raises:
             ConflictError: `if_digest` does not match.
-            QuotaExceededError: There is no room, even without the scope's expired entries.
+            QuotaExceededError: There is no room, even without the scope's kept versions and expired entries.
         """
         scope, writer = request.scope, cache.index.writer
         old = writer.entry(scope, request.key)
@@ -167,7 +168,7 @@ class Writing:
             "delete what is not needed any more, or raise the quota of the scope in the settings",
         )
 
-    def delete(self, scope: Scope, key: str, if_digest: str | None) -> EntryInfo:
+    def delete(self, scope: Scope, key: str, if_digest: str | None, keep: Keep) -> EntryInfo:
         """Delete a live entry and return what it was."""
         names.check_key(key)
         check_if_digest(if_digest)
@@ -179,27 +180,29 @@ class Writing:
             now = self._engine.clock.now_ms()
             with writer.transaction():
                 seq = writer.add_change(scope, key, "delete", now, self._engine.origin)
+                gone = keeping.keep_deleted(cache, row, keep, seq, now)
                 writer.delete_row(row)
                 writer.add_usage(scope, -1, -row.size)
                 writer.note_write(scope, now, self._engine.by)
             cache.recovery.append_removed("delete", {seq: row})
-        _unlink(cache, scope, row.file)
+        unlink(cache, scope, gone)
         return info
 
-    def clear(self, scope: Scope) -> Removed:
+    def clear(self, scope: Scope, keep: Keep) -> Removed:
         """Delete every entry of a scope."""
         with self._engine.writing() as cache:
+            # What was renewed is not expired, and so kept.
+            self._engine.tell_reads(cache)
             writer = cache.index.writer
             now = self._engine.clock.now_ms()
             files = os.listdir(cache.folders.scope(scope))
             with writer.transaction():
                 seq = writer.add_change(scope, "", "clear", now, self._engine.origin)
+                kept = keeping.keep_cleared(cache, scope, keep, seq, now, files)
                 removed = writer.delete_scope(scope)
                 writer.note_write(scope, now, self._engine.by)
             cache.recovery.append_clear(seq, scope)
-        for file in files:
-            if 0 < (names.seq_of(file) or 0) < seq:
-                _unlink(cache, scope, file)
+        unlink(cache, scope, (file for file in files if 0 < (names.seq_of(file) or 0) < seq and file not in kept))
         return removed
 
     def remove_expired(self, cache: OpenCache, scopes: tuple[Scope, ...]) -> Removed:
@@ -221,45 +224,19 @@ class Writing:
         ]
         if rows:
             removed: dict[int, Row] = {}
+            gone: list[tuple[Scope, list[str]]] = []
             with writer.transaction():
                 for row in rows:
                     removed[writer.add_change(row.scope, row.key, "expire", now, self._engine.origin)] = row
+                    gone.append((row.scope, [row.file, *keeping.end_versions(cache, row)]))
                     writer.delete_row(row)
                     writer.add_usage(row.scope, -1, -row.size)
             cache.recovery.append_removed("expire", removed)
-            for row in rows:
-                _unlink(cache, row.scope, row.file)
+            for scope, files in gone:
+                unlink(cache, scope, files)
         return rows
 
     def count(self, day: str, deltas: Mapping[str, int]) -> None:
         """Add to the counters of a day."""
         with self._engine.writing() as cache, cache.index.writer.transaction():
             cache.index.writer.add_counts(day, deltas)
-
-
-def _new_row(request: PutRequest, file: str, size: int, sha256: bytes, live: Row | None, now: int) -> Row:
-    ttl = request.effective_ttl_ms
-    return Row(
-        scope=request.scope,
-        key=request.key,
-        file=file,
-        content_type=request.content_type,
-        size=size,
-        sha256=sha256,
-        created_at=now if live is None else live.created_at,
-        updated_at=now,
-        expires_at=None if ttl is None else now + ttl,
-        accessed_at=None,
-        ttl=ttl,
-        renew=int(request.limits.renew),
-        version=1 if live is None else live.version + 1,
-        metadata=json.dumps(dict(request.metadata), ensure_ascii=False) if request.metadata else "{}",
-        author=request.provenance.author,
-        face=request.provenance.face,
-    )
-
-
-def _unlink(cache: OpenCache, scope: Scope, file: str) -> None:
-    """Remove a value's file that no row names."""
-    with suppress(OSError):
-        os.unlink(file, dir_fd=cache.folders.scope(scope))
