@@ -148,14 +148,14 @@ class FileStore:
     async def delete(self, scope: Scope, key: str, *, if_digest: str | None = None) -> EntryInfo:
         """See `Store.delete`."""
         here = self._threads
-        info = await here.write(lambda: here.writing.delete(scope, key, if_digest))
+        info = await here.free(lambda: here.writing.delete(scope, key, if_digest))
         here.note_written(scope)
         return info
 
     async def clear(self, scope: Scope) -> Removed:
         """See `Store.clear`."""
         here = self._threads
-        removed = await here.write(lambda: here.writing.clear(scope))
+        removed = await here.free(lambda: here.writing.clear(scope))
         here.note_written(scope)
         return removed
 
@@ -187,7 +187,7 @@ class FileStore:
     async def collect(self, scope: Scope | None = None) -> Removed:
         """See `Store.collect`."""
         here = self._threads
-        removed = await here.write(lambda: here.upkeep.collect(scope))
+        removed = await here.free(lambda: here.upkeep.collect(scope))
         here.note_written()
         return removed
 
