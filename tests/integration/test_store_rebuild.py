@@ -362,3 +362,73 @@ async def test_any_flipped_byte_of_the_index_leaves_every_value_readable_and_non
             assert (await store.get("task", key)).value == values[key]
         found = await store.verify()
         assert (found.entries, found.damaged, found.usage_matches) == (20, (), True)
+
+
+# What is more than one loss
+
+
+async def test_values_whose_write_ahead_log_and_recovery_log_are_lost_are_found_by_collection(cut_off, open_file_store):
+    copy = await cut_off()
+    (copy / f"{INDEX}-wal").unlink()
+    (copy / LOG).unlink()
+    async with open_file_store(copy) as store:
+        await store.collect()
+    assert ("task", "recovered/l", b"only in the log") in kept(copy)
+
+
+async def test_a_digest_that_was_damaged_in_the_index_does_not_cost_the_value(filled, open_file_store):
+    workspace = await filled()
+    with sqlite3.connect(workspace / INDEX) as index:
+        index.execute("UPDATE entry SET sha256=zeroblob(32) WHERE key='k'")
+    index.close()
+    async with open_file_store() as store:
+        assert (await store.get("task", "k")).value == b"the value of k"
+
+
+async def test_a_row_under_another_key_is_not_served(filled, open_file_store, put):
+    workspace = await filled()
+    with sqlite3.connect(workspace / INDEX) as index:
+        index.execute("UPDATE entry SET key='j' WHERE key='k'")
+    index.close()
+    async with open_file_store() as store:
+        with pytest.raises(NotFoundError):
+            await store.get("task", "j")
+        assert (await store.get("task", "k")).value == b"the value of k"
+
+
+async def test_repair_finds_a_row_that_is_not_what_was_written(filled, open_file_store):
+    workspace = await filled()
+    async with open_file_store() as store:
+        assert (await store.repair()).problem is None
+    with sqlite3.connect(workspace / INDEX) as index:
+        index.execute("UPDATE entry SET content_type='text/html', metadata='{}' WHERE key='k'")
+    index.close()
+    async with open_file_store() as store:
+        repair = await store.repair()
+        assert repair.problem == "its row of 'k' in task is not what was written"
+        assert (await store.head("task", "k")).content_type == "text/markdown"
+
+
+async def test_repair_mends_a_wrong_sum(filled, open_file_store):
+    workspace = await filled()
+    with sqlite3.connect(workspace / INDEX) as index:
+        index.execute("UPDATE usage SET n=7, bytes=1 WHERE scope='task'")
+    index.close()
+    async with open_file_store() as store:
+        assert not (await store.verify()).usage_matches
+        await store.repair()
+        assert (await store.verify()).usage_matches
+
+
+async def test_quarantine_is_bounded(filled, open_file_store):
+    workspace = await filled()
+    folder = workspace / CACHE / ".store/quarantine"
+    for n in range(1_100):
+        (folder / f"junk-{n}").write_bytes(b"x")
+    with (folder / "huge").open("wb") as huge:
+        huge.truncate(300_000_000)
+    async with open_file_store() as store:
+        await store.collect()
+    left = quarantined(workspace)
+    assert len(left) <= 1_000
+    assert "huge" not in left

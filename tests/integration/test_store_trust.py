@@ -459,6 +459,35 @@ async def test_a_full_disk_is_said_to_be_full_and_loses_nothing(small_disk, open
     assert not list((small_disk / CACHE / "task").glob(".tmp-*"))
 
 
+async def test_on_a_disk_without_any_room_deleting_and_collecting_still_work(small_disk, open_file_store):
+    filler = small_disk / "filler"
+    store_folder = small_disk / CACHE / ".store"
+    async with open_file_store(small_disk) as store:
+        for n in range(40):
+            await put(store, f"k{n}", b"x" * 20_000)
+        await store.collect()
+        assert (store_folder / "reserve").stat().st_size == 256 * 1024
+        fill_up(filler)
+        with pytest.raises(UnavailableError, match="the disk is full, so nothing was written"):
+            await put(store, "more", b"x" * 50_000)
+        assert (store_folder / "reserve").exists()
+        for n in range(20):
+            await store.delete("task", f"k{n}")
+        await store.clear("task")
+        assert not (store_folder / "reserve").exists()
+        filler.unlink()
+        await store.collect()
+        assert (store_folder / "reserve").exists()
+        await put(store, "more", b"x" * 50_000)
+        assert (await store.verify()).usage_matches
+
+
+def fill_up(path: Path) -> None:
+    with path.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[2])
     commands = {

@@ -153,14 +153,14 @@ class FileStore:
     ) -> EntryInfo:
         """See `Store.delete`."""
         here = self._threads
-        info = await here.write(lambda: here.writing.delete(scope, key, if_digest, keep))
+        info = await here.free(lambda: here.writing.delete(scope, key, if_digest, keep))
         here.note_written(scope)
         return info
 
     async def clear(self, scope: Scope, *, keep: Keep = KEEP_NOTHING) -> Removed:
         """See `Store.clear`."""
         here = self._threads
-        removed = await here.write(lambda: here.writing.clear(scope, keep))
+        removed = await here.free(lambda: here.writing.clear(scope, keep))
         here.note_written(scope)
         return removed
 
@@ -211,7 +211,7 @@ class FileStore:
     async def collect(self, scope: Scope | None = None) -> Removed:
         """See `Store.collect`."""
         here = self._threads
-        removed = await here.write(lambda: here.upkeep.collect(scope))
+        removed = await here.free(lambda: here.upkeep.collect(scope))
         here.note_written()
         return removed
 

@@ -121,17 +121,6 @@ def last_logged(folder: int) -> int:
     return 0
 
 
-def logged_row(folder: int, row: Row) -> Row | None:
-    """Return what the recovery log in the `.store` folder says of the generation of a row; None: nothing."""
-    found: Row | None = None
-    name = row.file.encode()
-    for line in _lines(folder):
-        for record in _line_records(line) if name in line else ():
-            if record.get("file") == row.file and record.get("scope") == row.scope:
-                found = row_of(row.scope, record.get("key"), record) or found
-    return found
-
-
 def seq_of(row: Row) -> int:
     """Return the number of a generation."""
     return names.seq_of(row.file) or 0

@@ -14,7 +14,7 @@ from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
 from iris_kv.model import Activity, Changes, Damage, Entry, EntryInfo, Page, Scope, Usage
 from iris_kv.store.base import MAX_COMPARED, expired, not_found
 from iris_kv.store.checks import check_page
-from iris_kv.store.hints import logged_row
+from iris_kv.store.hints import Hints
 from iris_kv.store.names import check_key
 from iris_kv.store.queries import PAGE_ROWS
 from iris_kv.store.schema import damaged_index
@@ -107,9 +107,11 @@ class Reading:
         Raises:
             DamagedIndexError: The row is what is damaged: another digest was written down for its file.
         """
-        logged = logged_row(self._engine.cache().folders.store, row)
-        if logged is not None and (logged.size, logged.sha256) != (row.size, row.sha256):
-            raise damaged_index()
+        folders = self._engine.cache().folders
+        if row.file in os.listdir(folders.scope(row.scope)):
+            named = Hints(folders).rows.get((row.scope, row.file), row)
+            if (named.size, named.sha256) != (row.size, row.sha256):
+                raise damaged_index()
         with suppress(IrisError, OSError), self._engine.writing() as cache:
             current = cache.index.writer.entry(row.scope, row.key)
             if current is not None and current.file == row.file:

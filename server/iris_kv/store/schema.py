@@ -6,6 +6,7 @@ of one: a kill between `journal_mode` and the tables used to leave an index that
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -72,10 +73,6 @@ _MIGRATIONS: Final = (
 
 class DamagedIndexError(CorruptError):
     """The index is not one, or not one of ours; the engine rebuilds it."""
-
-
-class DiskFullError(UnavailableError):
-    """The disk is full; what frees space is tried again without the reserve."""
 
 
 def index_exists(folder: int, *, trust_owner: bool) -> bool:
@@ -227,9 +224,20 @@ def damaged_index() -> DamagedIndexError:
     )
 
 
-def disk_full() -> DiskFullError:
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tell whether an error, or what caused it, says that the disk has no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF == sqlite3.SQLITE_FULL:
+            return True
+        error = error.__cause__
+    return False
+
+
+def disk_full() -> UnavailableError:
     """Return the error for a disk without room."""
-    return DiskFullError(
+    return UnavailableError(
         "the disk is full, so nothing was written",
         "what was stored before is intact",
         "free space on the workspace's disk, or delete entries, then try again",

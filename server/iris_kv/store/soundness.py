@@ -12,11 +12,14 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from iris_kv.model import SCOPES, Scope
-from iris_kv.store.hints import Hints, is_possible
+from iris_kv.store import names
+from iris_kv.store.hints import MAX_SEQ, Hints, is_possible
 from iris_kv.store.lock import check_cancelled
 from iris_kv.store.schema import DamagedIndexError, explained
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from iris_kv.store.cache import OpenCache
     from iris_kv.store.queries import Row
 
@@ -66,6 +69,8 @@ def _scope_problem(cache: OpenCache, hints: Hints, scope: Scope) -> str | None:
         if not is_possible(row) or (named is not None and _lasting(named) != _lasting(row)):
             return f"its row of {row.key!r} in {scope} is not what was written"
     files = set(os.listdir(cache.folders.scope(scope)))
+    if any(map(is_ahead_of(writer.last_change()), files)):
+        return f"it is older than the files of {scope}"
     for row in hints.newest(scope):
         if row.file in files - rows.keys() and not writer.named_files(scope, [row.file]):
             return f"it has no row of {row.key!r} in {scope}"
@@ -75,3 +80,8 @@ def _scope_problem(cache: OpenCache, hints: Hints, scope: Scope) -> str | None:
 def _lasting(row: Row) -> Row:
     """Return what reading an entry does not change."""
     return row._replace(expires_at=None, accessed_at=None)
+
+
+def is_ahead_of(last_change: int) -> Callable[[str], bool]:
+    """Return what tells of a file whether it was written behind a change; the next one's put may be under way."""
+    return lambda file: last_change + 1 < (names.seq_of(file) or 0) < MAX_SEQ
