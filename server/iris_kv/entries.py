@@ -25,6 +25,7 @@ from iris_kv.model import (
     KeptPage,
     Page,
     Removed,
+    Repair,
     Scope,
     Unwatched,
     Verification,
@@ -306,3 +307,7 @@ class Entries(Guidance):
         """Read and hash every value, of one scope or of all."""
         checked = None if scope is None else intake.check_scope(scope)
         return await (await self.store()).verify(checked)
+
+    async def repair(self) -> Repair:
+        """Look at the whole index, and make it anew if anything is wrong with it."""
+        return await (await self.store()).repair()

@@ -232,6 +232,30 @@ class Verification(Frozen):
     """Whether the kept usage equals the sum of the entries."""
 
 
+class Rebuilt(Frozen):
+    """What a rebuild of the index found."""
+
+    entries: int
+    """How many entries there are now."""
+    versions: int
+    """How many older or deleted generations are kept beside them, the recovered ones included."""
+    recovered: int
+    """How many values that nothing named are kept as deleted versions of keys such as `recovered/plan`."""
+    quarantined: int
+    """How many files that are no whole value were put aside."""
+    damaged: tuple[Damage, ...]
+    """The entries whose value is lost or damaged; they stay damaged until they are written again."""
+
+
+class Repair(Frozen):
+    """What a repair found and did."""
+
+    problem: str | None
+    """What was wrong with the index; None: nothing."""
+    rebuilt: Rebuilt | None
+    """What the rebuild found; None: none was needed."""
+
+
 class Change(Frozen):
     """One change of the store; a `clear` has the key ``""`` and stands for all keys of its scope."""
 

@@ -423,7 +423,7 @@ def test_verify_reads_every_value(cli: Cli) -> None:
     cli("put", "task", "k", "4")
 
     assert cli("verify").text == "verified 2 entries (4 B), 0 damaged\n"
-    sound = {"entries": 1, "bytes": 1, "kept": 0, "damaged": [], "usage_matches": True}
+    sound = {"entries": 1, "bytes": 1, "kept": 0, "damaged": [], "usage_matches": True, "repair": None}
     assert cli("verify", "task", "--json").json == sound
 
 
@@ -438,6 +438,38 @@ def test_verify_ends_with_7_where_a_byte_was_flipped(cli: Cli) -> None:
     assert "1 of 1 entries are damaged" in text.err
     assert [(each["scope"], each["key"]) for each in data.json["damaged"]] == [("project", "k")]
     assert json.loads(data.err)["error"]["code"] == "corrupt"
+
+
+def test_repair_makes_a_damaged_index_anew_and_says_what_came_of_it(cli: Cli, caplog: pytest.LogCaptureFixture) -> None:
+    cli("put", "project", "k", "123")
+    cli("put", "task", "l", "4567")
+    assert cli("repair").text == "the index is sound\n"
+    cli.flip_byte("project")
+    (cli.workspace / ".iris/kv-cache/.store/index.db").write_bytes(b"garbage" * 1000)
+
+    done = cli("repair")
+
+    assert done.text.splitlines() == [
+        "the index was made anew, as it was lost or damaged",
+        "2 entries, 0 older or deleted versions",
+        "1 files that are no whole value are in .iris/kv-cache/.store/quarantine",
+        "damaged: project 'k': its file is lost or does not match its digest",
+    ]
+    assert "the index of this cache is lost or damaged: making it anew from 2 files" in caplog.messages
+    assert cli("get", "task", "l").text == "4567"
+    assert cli("repair", "--json").json == {"problem": None, "rebuilt": None}
+
+
+def test_verify_mends_what_is_wrong_with_the_index_if_asked(cli: Cli) -> None:
+    cli("put", "project", "k", "123")
+    with sqlite3.connect(cli.workspace / ".iris/kv-cache/.store/index.db") as index:
+        index.execute("UPDATE entry SET content_type = 'text/html'")
+    index.close()
+
+    text = cli("verify", "--repair").text
+
+    assert "the index was made anew, as its row of 'k' in project is not what was written\n" in text
+    assert text.endswith("verified 1 entries (3 B), 0 damaged\n")
 
 
 # How verbs fail
@@ -515,7 +547,7 @@ def test_the_exit_codes_are_those_of_the_design() -> None:
     assert set(EXIT_CODES) == set(get_args(Code))
 
 
-@pytest.mark.parametrize("verb", ["get", "delete", "list", "stats", "prune", "verify"])
+@pytest.mark.parametrize("verb", ["get", "delete", "list", "stats", "prune", "verify", "repair"])
 def test_a_verb_that_only_reads_creates_no_cache(cli: Cli, verb: str) -> None:
     arguments = {"get": ("project", "k"), "delete": ("project", "k"), "list": ("project",)}
 
@@ -526,7 +558,7 @@ def test_a_verb_that_only_reads_creates_no_cache(cli: Cli, verb: str) -> None:
 VERBS = [
     (), ("serve",), ("demo",), ("prompt",), ("instructions",), ("instructions", "list"), ("instructions", "show"),
     ("instructions", "check"), ("get",), ("put",), ("delete",), ("list",), ("stats",), ("prune",), ("clear",),
-    ("seed",), ("verify",), ("config",), ("doctor",),
+    ("seed",), ("verify",), ("repair",), ("config",), ("doctor",),
 ]  # fmt: skip
 
 

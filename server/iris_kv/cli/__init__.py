@@ -17,6 +17,7 @@ from iris_kv.cli.entries import entries
 from iris_kv.cli.history import history_app
 from iris_kv.cli.library import library, prompts
 from iris_kv.cli.rollout import rollout
+from iris_kv.cli.safety import safety
 from iris_kv.cli.server import server
 from iris_kv.cli.split import split_app
 from iris_kv.cli.token import token
@@ -40,6 +41,7 @@ app.add_typer(token, name="token")
 app.add_typer(entries)
 app.add_typer(history_app)
 app.add_typer(upkeep)
+app.add_typer(safety)
 app.add_typer(clients)
 app.add_typer(doctor_app)
 
@@ -66,6 +68,8 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Verbs say themselves what is wrong; serve sets up its own logging.
     logging.basicConfig(level=logging.CRITICAL, format="%(message)s")
+    # Whichever verb opens the store may have to wait until its index is made anew.
+    logging.getLogger("iris_kv.store.rebuild").setLevel(logging.WARNING)
     try:
         try:
             app()

@@ -41,6 +41,7 @@ EXIT_CODES: Final[Mapping[Code, int]] = {
 USER: Final = Principal(author="user", face="cli")
 
 ScopeArgument = Annotated[str, typer.Argument(help="system, instructions, project, task or artifacts.")]
+OptionalScope = Annotated[str | None, typer.Argument(help="One scope; without it, all.")]
 WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", help="The workspace's folder; without it, found as `doctor` says.")
 ]

@@ -1,4 +1,4 @@
-"""The verbs that work on whole scopes: stats, prune, clear, seed, verify."""
+"""The verbs that work on whole scopes: stats, prune, clear, seed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from iris_kv.cli.output import (
     USER,
     FoldersOption,
     JsonOption,
+    OptionalScope,
     PromptOption,
     ScopeArgument,
     TrustOption,
@@ -27,15 +28,13 @@ from iris_kv.cli.output import (
     show,
     undo,
 )
-from iris_kv.errors import CorruptError, InvalidArgumentError
+from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import LibraryError
-from iris_kv.model import Removed, Verification
+from iris_kv.model import Removed
 from iris_kv.seeding import SeedReport
 from iris_kv.workspace import Stats
 
 upkeep = typer.Typer()
-
-OptionalScope = Annotated[str | None, typer.Argument(help="One scope; without it, all.")]
 
 
 @upkeep.command()
@@ -125,47 +124,8 @@ def seed(
     show(report, "\n".join(lines), as_json=as_json)
 
 
-@upkeep.command()
-def verify(
-    scope: OptionalScope = None,
-    workspace: WorkspaceOption = None,
-    trust_owner: TrustOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Read and hash every value; exit with 7 if one is damaged."""
-
-    async def work() -> Verification:
-        async with opened(workspace, given(trust_owner=trust_owner)) as found, progress("verifying"):
-            return await found.verify(scope)
-
-    report = run(work, as_json=as_json)
-    lines = [f"damaged: {each.scope} {each.key!r}: {each.problem}" for each in report.damaged]
-    if not report.usage_matches:
-        lines.append("the kept usage differs from the sum of the entries")
-    kept = f" and {report.kept} kept versions" if report.kept else ""
-    lines.append(f"verified {report.entries} entries ({quantity(report.bytes)}){kept}, {len(report.damaged)} damaged")
-    show(report, "\n".join(lines), as_json=as_json)
-    with reported(as_json=as_json):
-        _check_sound(report)
-
-
 def _check_can_ask(scope: str, *, yes: bool) -> None:
     if not yes and not sys.stdin.isatty():
         raise InvalidArgumentError(
             f"clear {scope} deletes all its entries", "without a terminal to ask on, --yes is needed", "add --yes"
-        )
-
-
-def _check_sound(report: Verification) -> None:
-    if report.damaged:
-        raise CorruptError(
-            f"{len(report.damaged)} of {report.entries} entries are damaged",
-            "damaged values are never served",
-            "write them again, or delete their keys",
-        )
-    if not report.usage_matches:
-        raise CorruptError(
-            "the kept usage differs from the sum of the entries",
-            "every value is whole; quotas are checked against a wrong sum",
-            "move the values to a new cache, and report it: no write should leave it so",
         )

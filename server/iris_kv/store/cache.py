@@ -7,13 +7,14 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iris_kv.errors import IrisError
-from iris_kv.model import SCOPES, Clock, Face, Watch
-from iris_kv.store import names
+from iris_kv.model import Clock, Face, Rebuilt, Watch
 from iris_kv.store.folders import CacheFolders, create_file, write_all
+from iris_kv.store.hints import last_logged
 from iris_kv.store.index import Index
 from iris_kv.store.lock import WriteLock
+from iris_kv.store.rebuild import rebuild_index
 from iris_kv.store.recovery import RecoveryLog
-from iris_kv.store.schema import create_index, index_exists
+from iris_kv.store.schema import DamagedIndexError, index_exists
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,24 +52,40 @@ class OpenCache:
             opened.callback(self.folders.close)
             self.lock: Final = WriteLock(self.folders.store, options.lock_timeout_s, options.watch)
             opened.callback(self.lock.close)
-            if not index_exists(self.folders.store, trust_owner=options.trust_owner):
-                self._create(options)
-            self.index: Final = Index(self.folders.store, durable=options.durable)
-            opened.callback(self.index.close)
-            self.first_seq: Final = int(self.index.readers.meta("first_seq") or 0)
             self.recovery: Final = RecoveryLog(self.folders.store)
+            self.rebuilt: Rebuilt | None = None
+            """What was found when the index was made anew to be opened; None: it was whole."""
+            self.index: Final = self._open_index(options)
+            opened.callback(self.index.close)
             self._opened = opened.pop_all()
 
-    def _create(self, options: CacheOptions) -> None:
-        with self.lock.held():
-            if not index_exists(self.folders.store, trust_owner=options.trust_owner):
-                at_ms = options.clock.now_ms()
-                create_index(self.folders.store, self.folders.quarantine, at_ms, self._last_seq())
-                self.write_reserve()
+    def _open_index(self, options: CacheOptions) -> Index:
+        """Return the index, which is made anew where it is lost or damaged.
 
-    def _last_seq(self) -> int:
-        found = (names.seq_of(file) for scope in SCOPES for file in os.listdir(self.folders.scope(scope)))
-        return max((seq for seq in found if seq is not None), default=0)
+        One that is behind the recovery log lost its write-ahead log, or is an old copy.
+        """
+        seen, logged = self.folders.index_identity(), last_logged(self.folders.store)
+        index = None
+        with suppress(DamagedIndexError):
+            if index_exists(self.folders.store, trust_owner=options.trust_owner):
+                index = Index(self.folders.store, durable=options.durable)
+                if index.readers.last_change() >= logged:
+                    return index
+        with self.lock.held():
+            if index is not None:
+                index.close()
+            if self.folders.index_identity() == seen:
+                self.rebuilt = self.rebuild(options.clock.now_ms())
+        return Index(self.folders.store, durable=options.durable)
+
+    def rebuild(self, now_ms: int) -> Rebuilt:
+        """Make the index anew, and put the present one aside; the write lock must be held.
+
+        This cache is replaced by it, so `is_current` is False from then on.
+        """
+        result = rebuild_index(self.folders, self.recovery, now_ms)
+        self.write_reserve()
+        return result
 
     def is_current(self) -> bool:
         """Tell whether the workspace's path still leads here, and not to a cache that replaced it."""
@@ -84,6 +101,14 @@ class OpenCache:
                 os.unlink(RESERVE, dir_fd=self.folders.store)
             finally:
                 os.close(handle)
+
+    def give_up_reserve(self) -> bool:
+        """Let go of that space, and tell whether there was any; collection lays it down again."""
+        try:
+            os.unlink(RESERVE, dir_fd=self.folders.store)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close everything; nobody may be using it.

@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from iris_kv.errors import BusyError, IrisError, UnavailableError
+from iris_kv.model import Repair
 from iris_kv.store.cache import CacheOptions, OpenCache
 from iris_kv.store.renewal import ReadNotes
-from iris_kv.store.schema import explained
+from iris_kv.store.schema import DamagedIndexError, explained
+from iris_kv.store.soundness import index_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -67,6 +69,39 @@ class Engine:
     def ask(self, question: Callable[[Queries], _T]) -> _T:
         """Put a question to the index that the workspace's path leads to now."""
         return question(self.fresh_cache().index.readers)
+
+    def mended(self, work: Callable[[], _T]) -> _T:
+        """Do some work; where the index shows itself damaged, make it anew and do the work again.
+
+        Raises:
+            CorruptError: The new index is no better.
+        """
+        seen = self._cache
+        try:
+            return work()
+        except DamagedIndexError:
+            if seen is not None:
+                self.repair(damaged=seen)
+        except (ValueError, TypeError, ArithmeticError):
+            # What was read of the index is not of the kind that was written, or this is a fault of ours.
+            if self.repair().rebuilt is None:
+                raise
+        return work()
+
+    def repair(self, *, damaged: OpenCache | None = None) -> Repair:
+        """Make the index anew if anything is wrong with it, unless another process or thread was faster.
+
+        Args:
+            damaged: The cache whose index showed itself damaged; None: it is looked at whole.
+        """
+        cache = damaged or self.fresh_cache()
+        problem = rebuilt = None
+        with cache.lock.held():
+            if cache.is_current():
+                problem = "it cannot be read" if damaged else index_problem(cache)
+                rebuilt = None if problem is None else cache.rebuild(self.clock.now_ms())
+        self.fresh_cache()
+        return Repair(problem=problem, rebuilt=rebuilt)
 
     @contextmanager
     def writing(self) -> Generator[OpenCache]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from anyio import CancelScope, move_on_after
 
 from iris_kv.errors import ExpiredError, NotFoundError
-from iris_kv.model import KEEP_NOTHING, Unwatched
+from iris_kv.model import KEEP_NOTHING, SCOPES, Unwatched
 from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import Listing, PutRequest
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Page,
         Provenance,
         Removed,
+        Repair,
         Scope,
         Usage,
         Verification,
@@ -152,14 +153,14 @@ class FileStore:
     ) -> EntryInfo:
         """See `Store.delete`."""
         here = self._threads
-        info = await here.write(lambda: here.writing.delete(scope, key, if_digest, keep))
+        info = await here.free(lambda: here.writing.delete(scope, key, if_digest, keep))
         here.note_written(scope)
         return info
 
     async def clear(self, scope: Scope, *, keep: Keep = KEEP_NOTHING) -> Removed:
         """See `Store.clear`."""
         here = self._threads
-        removed = await here.write(lambda: here.writing.clear(scope, keep))
+        removed = await here.free(lambda: here.writing.clear(scope, keep))
         here.note_written(scope)
         return removed
 
@@ -210,7 +211,7 @@ class FileStore:
     async def collect(self, scope: Scope | None = None) -> Removed:
         """See `Store.collect`."""
         here = self._threads
-        removed = await here.write(lambda: here.upkeep.collect(scope))
+        removed = await here.free(lambda: here.upkeep.collect(scope))
         here.note_written()
         return removed
 
@@ -223,6 +224,13 @@ class FileStore:
         """See `Store.verify`."""
         here = self._threads
         return await here.read(lambda: here.upkeep.verify(scope))
+
+    async def repair(self) -> Repair:
+        """Look at the whole index, and make it anew if anything is wrong with it; values are not read otherwise."""
+        here = self._threads
+        repair = await here.write(here.upkeep.repair)
+        here.note_written(*SCOPES)
+        return repair
 
     async def count(self, day: str, deltas: Mapping[str, int]) -> None:
         """See `Store.count`."""

@@ -173,6 +173,11 @@ class Writer(Snapshot):
         """Add to a scope's usage; inside a transaction."""
         self._connection.execute("UPDATE usage SET n=n+?, bytes=bytes+? WHERE scope=?", (n, size, scope))
 
+    def recount(self, scope: Scope) -> None:
+        """Set a scope's usage to the sum of its entries; inside a transaction."""
+        summed = self.summed_usage(scope)
+        self._connection.execute("UPDATE usage SET n=?, bytes=? WHERE scope=?", (summed.entries, summed.bytes, scope))
+
     def note_write(self, scope: Scope, at_ms: int, by: str) -> None:
         """Write down who wrote to a scope last; inside a transaction."""
         self._connection.execute("UPDATE usage SET written_at=?, written_by=? WHERE scope=?", (at_ms, by, scope))

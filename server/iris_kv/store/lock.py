@@ -187,15 +187,19 @@ class _Waiter(threading.Thread):
     def _wait(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
         while not self._ended.wait(min(_LOOK_S, max(0.0, until - time.monotonic()))) and time.monotonic() < until:
-            # A thread that no task waits for has nothing to be cancelled by.
-            with suppress(RuntimeError):
-                from_thread.check_cancelled()
+            check_cancelled()
 
     def _give_up(self) -> None:
         with self._state:
             self._wanted = False
             if self._ended.is_set() and self._error is None:
                 os.close(self._lock_handle)
+
+
+def check_cancelled() -> None:
+    """Raise if the task that waits for this thread was cancelled; a thread that none waits for goes on."""
+    with suppress(RuntimeError):
+        from_thread.check_cancelled()
 
 
 @cache

@@ -47,16 +47,20 @@ class Manifests:
     def _on_timer(self) -> None:
         with self._mutex:
             self._timer = None
-        with suppress(IrisError, OSError):
+        with suppress(IrisError):
             self.write(all_sizes=False)
 
     def write(self, *, all_sizes: bool) -> None:
-        """Write the manifests that lag behind; those of over 5,000 entries only with `all_sizes`."""
+        """Write the manifests that lag behind; those of over 5,000 entries only with `all_sizes`.
+
+        On a disk that is full or fails the store does without them.
+        """
         with self._mutex:
             stale = sorted(self._stale)
         started = time.perf_counter()
         for scope in stale:
-            self._write_one(scope, all_sizes=all_sizes)
+            with suppress(OSError):
+                self._write_one(scope, all_sizes=all_sizes)
         self._took_s = time.perf_counter() - started
 
     def _write_one(self, scope: Scope, *, all_sizes: bool) -> None:
@@ -65,7 +69,8 @@ class Manifests:
             if all_sizes or index.usage(scope).entries <= _ENTRIES:
                 with self._mutex:
                     self._stale.discard(scope)
-                write_manifest(cache.folders.scope(scope), index.last_change(), index.all_rows(scope))
+                folder, workspace_id = cache.folders.scope(scope), index.meta("workspace_id")
+                write_manifest(folder, index.last_change(), workspace_id, index.all_rows(scope))
 
     def close(self) -> None:
         """Stop the timer and write what lags behind."""

@@ -67,8 +67,17 @@ def check_key(key: str) -> None:
 
 def value_file(scope: Scope, key: str, seq: int, content_type: str) -> str:
     """Return the file name of the generation `seq` of a key."""
-    hashed = hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()[:8]
-    return f"{slug(key)}__{hashed}-{base36(seq)}.{extension(content_type)}"
+    return f"{slug(key)}__{_key_hash(scope, key)}-{base36(seq)}.{extension(content_type)}"
+
+
+def is_file_of(file: str, scope: Scope, key: str) -> bool:
+    """Tell whether a value file's name is one of a key."""
+    return key_hash_of(file) == _key_hash(scope, key)
+
+
+def key_hash_of(file: str) -> str:
+    """Return the hash of the key in a value file's name."""
+    return file.rpartition("__")[2][:8]
 
 
 def seq_of(file: str) -> int | None:
@@ -103,6 +112,10 @@ def content_type_of(suffix: str) -> str | None:
     wanted = {"jpeg": "jpg", "htm": "html", "yml": "yaml", "markdown": "md", "text": "txt", "log": "txt"}
     bare = suffix.removeprefix(".").lower()
     return next((kind for kind, name in _EXTENSIONS.items() if name == wanted.get(bare, bare)), None)
+
+
+def _key_hash(scope: Scope, key: str) -> str:
+    return hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()[:8]
 
 
 def _bad_key(problem: str) -> InvalidArgumentError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from iris_kv.model import Activity, Author, Change, EntryInfo, Face, KeptVersion, Provenance, Scope, Usage
 from iris_kv.store.base import MAX_DELETED
+from iris_kv.store.names import is_file_of
 from iris_kv.store.schema import damaged_index
 
 if TYPE_CHECKING:
@@ -222,6 +223,10 @@ class Queries:
             found.setdefault(name, {})[day] = n
         return found
 
+    def integrity(self) -> str:
+        """Return the first thing that SQLite finds wrong with the index; `ok` if there is none."""
+        return self._fetch("PRAGMA integrity_check(1)")[0][0]
+
     def meta(self, key: str) -> str:
         """Return a noted fact; ``""`` if it was never noted."""
         found = self._fetch("SELECT v FROM meta WHERE k=?", (key,))
@@ -240,9 +245,12 @@ class Snapshot(Queries):
 
 
 def _row(values: Sequence[Any]) -> Row:
-    """Return a row, unless its file's name leads out of its folder: a clone may bring an index along."""
+    """Return a row, unless its file's name is none of its key, or leads out of its folder.
+
+    A bit that flipped in a key would pass every other check, and a clone may bring an index along.
+    """
     row = Row._make(values)
-    if "/" in row.file or "\0" in row.file:
+    if "/" in row.file or "\0" in row.file or not is_file_of(row.file, row.scope, row.key):
         raise damaged_index()
     return row
 

@@ -14,8 +14,10 @@ from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
 from iris_kv.model import Activity, Changes, Damage, Entry, EntryInfo, Page, Scope, Usage
 from iris_kv.store.base import MAX_COMPARED, expired, not_found
 from iris_kv.store.checks import check_page
+from iris_kv.store.hints import Hints
 from iris_kv.store.names import check_key
 from iris_kv.store.queries import PAGE_ROWS
+from iris_kv.store.schema import damaged_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +102,16 @@ class Reading:
         return row.info(self._engine.notes.expiry(row))
 
     def _set_aside(self, row: Row) -> CorruptError:
-        """Put a damaged file aside, if its row is still the one seen, and return the error."""
+        """Put a damaged file aside, if its row is still the one seen, and return the error.
+
+        Raises:
+            DamagedIndexError: The row is what is damaged: another digest was written down for its file.
+        """
+        folders = self._engine.cache().folders
+        if row.file in os.listdir(folders.scope(row.scope)):
+            named = Hints(folders).rows.get((row.scope, row.file), row)
+            if (named.size, named.sha256) != (row.size, row.sha256):
+                raise damaged_index()
         with suppress(IrisError, OSError), self._engine.writing() as cache:
             current = cache.index.writer.entry(row.scope, row.key)
             if current is not None and current.file == row.file:

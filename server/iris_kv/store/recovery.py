@@ -56,7 +56,7 @@ class RecoveryLog:
         with suppress(OSError):
             handle = os.open(RECOVERY, _APPEND, 0o600, dir_fd=self._folder)
             try:
-                write_all(handle, lines)
+                _append_whole(handle, lines)
             finally:
                 os.close(handle)
 
@@ -70,7 +70,11 @@ class RecoveryLog:
         """Replace the log by one line for each live entry, if it has over twice as many lines."""
         with suppress(OSError):
             if self._lines() > 2 * n_rows:
-                replace_file(self._folder, RECOVERY, (_put_line(row) for row in rows))
+                self.replace(rows)
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Replace the log by one line for each row."""
+        replace_file(self._folder, RECOVERY, (_put_line(row) for row in rows))
 
     def _lines(self) -> int:
         handle = os.open(RECOVERY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
@@ -80,17 +84,44 @@ class RecoveryLog:
             os.close(handle)
 
 
-def write_manifest(folder: int, seq: int, rows: Iterable[Row]) -> None:
-    """Write a scope's `.index.json` as of the change `seq`; one line an entry."""
+def _append_whole(handle: int, lines: bytes) -> None:
+    """Append lines; half of one, on a full disk, would spoil the next one, too."""
+    size = os.fstat(handle).st_size
+    try:
+        write_all(handle, lines)
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
+
+
+def write_manifest(folder: int, seq: int, workspace_id: str, rows: Iterable[Row]) -> None:
+    """Write a scope's `.index.json` as of the change `seq`; one line an entry, each with its checksum.
+
+    The last line has the checksum of all before it: only a whole manifest tells what is not there.
+    """
 
     def parts() -> Iterator[bytes]:
-        yield f'{{"format": 1, "derived": true, "seq": {seq}, "entries": {{'.encode()
+        head = {"format": 1, "derived": True, "workspace_id": workspace_id, "seq": seq}
+        yield json.dumps(head)[:-1].encode() + b', "entries": {'
         for n, row in enumerate(rows):
-            facts = json.dumps({"file": row.file, **_facts(row)}, ensure_ascii=False)
+            facts = json.dumps(with_checksum(row.key, {"file": row.file, **_facts(row)}), ensure_ascii=False)
             yield f"{',' if n else ''}\n{json.dumps(row.key, ensure_ascii=False)}: {facts}".encode()
-        yield b"\n}}\n"
 
-    replace_file(folder, names.MANIFEST, parts())
+    replace_file(folder, names.MANIFEST, _sealed(parts()))
+
+
+def _sealed(parts: Iterable[bytes]) -> Iterator[bytes]:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+        yield part
+    yield b'\n}, "crc32": "%08x"}\n' % checksum
+
+
+def with_checksum(key: str, facts: dict[str, object]) -> dict[str, object]:
+    """Return a manifest's facts of an entry with the checksum of them and the key."""
+    text = json.dumps([key, facts], ensure_ascii=False).encode()
+    return {**facts, "crc32": f"{zlib.crc32(text):08x}"}
 
 
 def replace_file(folder: int, name: str, parts: Iterable[bytes]) -> None:

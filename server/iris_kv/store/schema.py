@@ -6,13 +6,14 @@ of one: a kill between `journal_mode` and the tables used to leave an index that
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import sqlite3
 import sys
-import uuid
 from contextlib import closing, suppress
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import quote
 
 from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
@@ -20,9 +21,17 @@ from iris_kv.model import SCOPES
 from iris_kv.store import names
 from iris_kv.store.folders import check_regular, create_file
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INDEX: Final = "index.db"
 SIDE_FILES: Final = (INDEX + "-wal", INDEX + "-shm")
 
+_DAMAGE: Final = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_FORMAT}
+)
+_MISSING: Final = re.compile(r"no such (table|column|collation)|table \w+ has|Could not decode|malformed")
+"""What SQLite and Python say of tables and texts that are not what they were, without a code of its own."""
 _APPLICATION_ID: Final = 0x49524B56
 _BUSY_S: Final = 10.0
 _MIGRATIONS: Final = (
@@ -62,6 +71,10 @@ _MIGRATIONS: Final = (
 )
 
 
+class DamagedIndexError(CorruptError):
+    """The index is not one, or not one of ours; the engine rebuilds it."""
+
+
 def index_exists(folder: int, *, trust_owner: bool) -> bool:
     """Tell whether the `.store` folder has an index.
 
@@ -73,47 +86,65 @@ def index_exists(folder: int, *, trust_owner: bool) -> bool:
     return check_regular(folder, INDEX, f".store/{INDEX}", trust_owner=trust_owner)
 
 
-def create_index(folder: int, aside: int, at_ms: int, last_seq: int) -> None:
-    """Create the index; the write lock must be held, and there must be none.
+def replace_index(
+    folder: int,
+    aside: int,
+    at_ms: int,
+    *,
+    workspace_id: str,
+    first_seq: int,
+    fill: Callable[[sqlite3.Connection], None],
+) -> None:
+    """Put a new index in the place of the present one, if there is one; the write lock must be held.
 
     Args:
         folder: The handle of `.store`.
-        aside: The folder that takes what an index before this one left: a write-ahead log beside a
-            new index would be replayed into it.
+        aside: The folder that takes the index before this one, and its write-ahead log, which would
+            be replayed into the new one.
         at_ms: The time.
-        last_seq: The highest number in the names of value files that are there already: numbering
-            goes on behind it, so that no name is used twice.
+        workspace_id: The id of what is stored here.
+        first_seq: The number that the change feed starts with: over each that was ever used here,
+            so that no name is used twice.
+        fill: Writes the rows, inside the transaction that makes the tables.
     """
-    for name in SIDE_FILES:
-        with suppress(FileNotFoundError):
-            os.rename(name, f"{name}-{secrets.token_hex(4)}", src_dir_fd=folder, dst_dir_fd=aside)
     temporary = names.TEMP_PREFIX + secrets.token_hex(8)
     os.close(create_file(folder, temporary))
     try:
-        _fill(folder, temporary, at_ms, last_seq)
+        with closing(_connection(folder, temporary)) as connection:
+            _create_tables(connection, at_ms, workspace_id, first_seq)
+            fill(connection)
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+        _put_aside(folder, aside)
         os.rename(temporary, INDEX, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
     except BaseException as error:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
+        for name in (temporary, temporary + "-journal"):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
         if isinstance(error, sqlite3.Error):
             raise explained(error) from error
         raise
 
 
-def _fill(folder: int, name: str, at_ms: int, last_seq: int) -> None:
-    with closing(_connection(folder, name)) as connection:
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(f"BEGIN;{''.join(_MIGRATIONS)};PRAGMA user_version={len(_MIGRATIONS)};")
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        facts = {"workspace_id": uuid.uuid4().hex, "created_at": at_ms, "collected_at": at_ms, "first_seq": last_seq}
-        connection.executemany("INSERT INTO meta(k, v) VALUES(?,?)", [(k, str(v)) for k, v in facts.items()])
-        connection.executemany("INSERT INTO usage(scope) VALUES(?)", [(scope,) for scope in SCOPES])
-        # The feed always keeps its newest row, so that max(seq) never falls: without AUTOINCREMENT,
-        # which costs one more page in every commit.
-        connection.execute("INSERT INTO change VALUES(?,?,'','clear',?,'')", (last_seq, SCOPES[0], at_ms))
-        connection.execute("COMMIT")
-        connection.execute("PRAGMA journal_mode=WAL").fetchall()
+def _create_tables(connection: sqlite3.Connection, at_ms: int, workspace_id: str, first_seq: int) -> None:
+    """Begin a transaction and make the tables in it."""
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.executescript(f"BEGIN;{''.join(_MIGRATIONS)};PRAGMA user_version={len(_MIGRATIONS)};")
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    facts = {"workspace_id": workspace_id, "created_at": at_ms, "collected_at": at_ms}
+    connection.executemany("INSERT INTO meta(k, v) VALUES(?,?)", [(k, str(v)) for k, v in facts.items()])
+    connection.executemany("INSERT INTO usage(scope) VALUES(?)", [(scope,) for scope in SCOPES])
+    # The feed always keeps its newest row, so that max(seq) never falls: without AUTOINCREMENT,
+    # which costs one more page in every commit.
+    connection.execute("INSERT INTO change VALUES(?,?,'','clear',?,'')", (first_seq, SCOPES[0], at_ms))
+
+
+def _put_aside(folder: int, aside: int) -> None:
+    mark = secrets.token_hex(4)
+    for name in (INDEX, *SIDE_FILES):
+        with suppress(FileNotFoundError):
+            os.rename(name, f"{name}-{mark}", src_dir_fd=folder, dst_dir_fd=aside)
 
 
 def connect(folder: int, *, durable: bool) -> sqlite3.Connection:
@@ -141,6 +172,9 @@ def connect(folder: int, *, durable: bool) -> sqlite3.Connection:
             connection.close()
         if isinstance(error, sqlite3.Error):
             raise explained(error) from error
+        if isinstance(error, UnicodeDecodeError):
+            # What SQLite says of a damaged name quotes it.
+            raise damaged_index() from error
         raise
     return connection
 
@@ -166,17 +200,14 @@ def _check_schema(connection: sqlite3.Connection) -> None:
 
 def explained(error: sqlite3.Error) -> IrisError:
     """Return the error of ours for one of SQLite's."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return BusyError(f"the index is locked ({error})", "one process writes at a time", "try again in a moment")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT):
+    if code in _DAMAGE or extended == sqlite3.SQLITE_IOERR_SHORT_READ or _MISSING.match(str(error)):
         return damaged_index()
     if code == sqlite3.SQLITE_FULL:
-        return UnavailableError(
-            "the disk is full, so nothing was written",
-            "what was stored before is intact",
-            "free space on the workspace's disk, or delete entries, then try again",
-        )
+        return disk_full()
     return UnavailableError(
         f"the index cannot be used ({error})",
         "the store needs a folder that this user may write, on a disk with room",
@@ -184,13 +215,32 @@ def explained(error: sqlite3.Error) -> IrisError:
     )
 
 
-def damaged_index() -> CorruptError:
+def damaged_index() -> DamagedIndexError:
     """Return the error for an index that is not one, or not one of ours."""
-    return CorruptError(
+    return DamagedIndexError(
         ".iris/kv-cache/.store/index.db is damaged or not an index of iris-kv",
         "nothing is served from a damaged index; the value files beside it are untouched",
-        "stop all iris-kv processes of this workspace, keep a copy of .iris/kv-cache, and move index.db,"
-        " index.db-wal and index.db-shm away; a new cache starts then",
+        "run `iris-kv repair` in the workspace; if that does not mend it, restore a backup",
+    )
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tell whether an error, or what caused it, says that the disk has no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF == sqlite3.SQLITE_FULL:
+            return True
+        error = error.__cause__
+    return False
+
+
+def disk_full() -> UnavailableError:
+    """Return the error for a disk without room."""
+    return UnavailableError(
+        "the disk is full, so nothing was written",
+        "what was stored before is intact",
+        "free space on the workspace's disk, or delete entries, then try again",
     )
 
 

@@ -6,7 +6,6 @@ Four threads read and one writes at a time.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from iris_kv.errors import UnavailableError
+from iris_kv.errors import IrisError, UnavailableError
 from iris_kv.store.engine import Engine
 from iris_kv.store.manifests import Manifests
 from iris_kv.store.reading import Reading
+from iris_kv.store.schema import disk_full, is_disk_full
 from iris_kv.store.upkeep import Upkeep
 from iris_kv.store.versions import Versions
 from iris_kv.store.writing import Writing
@@ -60,6 +60,18 @@ class StoreThreads:
         """Do some writing; no other of this process's runs meanwhile."""
         return await self._run(work, self._writer)
 
+    async def free(self, work: Callable[[], _T]) -> _T:
+        """Do some writing that frees space; on a full disk the reserve is given up for it."""
+        return await self.write(lambda: self._with_reserve(work))
+
+    def _with_reserve(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except (IrisError, OSError) as error:
+            if not (is_disk_full(error) and self.engine.cache().give_up_reserve()):
+                raise
+        return work()
+
     async def _run(self, work: Callable[[], _T], limiter: CapacityLimiter) -> _T:
         try:
             return await to_thread.run_sync(self._counted, work, limiter=limiter)
@@ -70,7 +82,7 @@ class StoreThreads:
         with self._idle:
             self._running += 1
         try:
-            return work()
+            return self.engine.mended(work)
         finally:
             with self._idle:
                 self._running -= 1
@@ -98,12 +110,8 @@ class StoreThreads:
 
 
 def _disk_error(error: OSError) -> UnavailableError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnavailableError(
-            "the disk is full, so nothing was written",
-            "what was stored before is intact",
-            "free space on the workspace's disk, or delete entries, then try again",
-        )
+    if is_disk_full(error):
+        return disk_full()
     return UnavailableError(
         f"the disk answered {error.strerror or type(error).__name__}",
         "what was stored before is intact",

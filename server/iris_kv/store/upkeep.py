@@ -8,12 +8,13 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from iris_kv.model import SCOPES, Damage, Removed, Scope, Verification
+from iris_kv.model import SCOPES, Damage, Removed, Repair, Scope, Verification
 from iris_kv.store import keeping, names
 from iris_kv.store.base import oldest_counted_day
 from iris_kv.store.queries import PAGE_ROWS
 from iris_kv.store.replacing import unlink
-from iris_kv.store.schema import INDEX
+from iris_kv.store.schema import INDEX, damaged_index
+from iris_kv.store.soundness import is_ahead_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from iris_kv.store.writing import Writing
 
 COLLECT_EVERY_MS: Final = 600_000
+
+QUARANTINE_FILES: Final = 1_000
+QUARANTINE_BYTES: Final = 256_000_000
+"""What is over either bound is removed by collection, what lies there longest first."""
 
 _TEMPORARY_AGE_S: Final = 3600
 _WAL_BYTES: Final = 8_000_000
@@ -116,6 +121,7 @@ class Upkeep:
             self._remove_orphans(scope)
         with self._engine.writing() as cache:
             _remove_old_temporaries(cache.folders.store)
+            _bound_quarantine(cache.folders.quarantine)
             if _size(cache.folders.store, INDEX + "-wal") > _WAL_BYTES:
                 cache.index.writer.checkpoint()
             cache.write_reserve()
@@ -130,10 +136,10 @@ class Upkeep:
         _remove_old_temporaries(folder)
         readers = cache.index.readers
         known = {row.file for row in readers.all_rows(scope)} | readers.kept_files(scope)
-        # A file of an index before this one is not an orphan: a rebuild may want it.
-        suspects = [
-            file for file in os.listdir(folder) if file not in known and cache.first_seq < (names.seq_of(file) or 0)
-        ]
+        suspects = [file for file in os.listdir(folder) if file not in known and names.seq_of(file) is not None]
+        if any(map(is_ahead_of(cache.index.readers.last_change()), suspects)):
+            # They are what a write-ahead log held that was lost, and no orphans.
+            raise damaged_index()
         for start in range(0, len(suspects), PAGE_ROWS):
             with self._engine.writing() as current:
                 if current is cache:
@@ -154,6 +160,17 @@ class Upkeep:
             writer = cache.index.writer
             n_rows = sum(writer.usage(scope).entries for scope in SCOPES)
             cache.recovery.shorten((row for scope in SCOPES for row in writer.all_rows(scope)), n_rows)
+
+    def repair(self) -> Repair:
+        """Look at the whole index, and mend what is wrong with it."""
+        opened = self._engine.cache().rebuilt
+        if opened is not None:
+            return Repair(problem="it was lost or damaged", rebuilt=opened)
+        found = self._engine.repair()
+        with self._engine.writing() as cache, cache.index.writer.transaction():
+            for scope in SCOPES:
+                cache.index.writer.recount(scope)
+        return found
 
     def verify(self, scope: Scope | None) -> Verification:
         """Read and hash every value; damaged ones are reported, and put aside as a read would do."""
@@ -183,6 +200,18 @@ def _remove_old_temporaries(folder: int) -> None:
                 age_s = time.time() - os.stat(file, dir_fd=folder, follow_symlinks=False).st_mtime
                 if age_s > _TEMPORARY_AGE_S:
                     os.unlink(file, dir_fd=folder)
+
+
+def _bound_quarantine(folder: int) -> None:
+    """Remove the files that lie longest in quarantine, as many as are over its bounds."""
+    found = [(os.stat(file, dir_fd=folder, follow_symlinks=False), file) for file in os.listdir(folder)]
+    n = size = 0
+    # Being moved there is what changed them last.
+    for status, file in sorted(found, key=lambda each: each[0].st_ctime_ns, reverse=True):
+        n, size = n + 1, size + status.st_size
+        if n > QUARANTINE_FILES or size > QUARANTINE_BYTES:
+            with suppress(OSError):
+                os.unlink(file, dir_fd=folder)
 
 
 def _size(folder: int, name: str) -> int:

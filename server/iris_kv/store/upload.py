@@ -38,6 +38,7 @@ class Upload:
         self._mutex = threading.Lock()
         self._handle: int | None = None
         self._ended = False
+        self._finished = False
 
     def write(self, chunk: bytes) -> None:
         """Append a chunk.
@@ -54,12 +55,15 @@ class Upload:
             self.size += len(chunk)
 
     def finish(self, *, durable: bool) -> bytes:
-        """Bring the file to disk, end the upload and return the value's SHA-256."""
+        """Bring the file to disk, end the upload and return the value's SHA-256; once more it only does the last."""
         with self._mutex:
+            if self._finished:
+                return self._sha.digest()
             handle = self._open()
             if durable:
                 os.fsync(handle)
             self._close()
+            self._finished = True
             return self._sha.digest()
 
     def rename(self, folder: int, file: str) -> None:

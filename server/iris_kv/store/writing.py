@@ -202,12 +202,7 @@ class Writing:
                 removed = writer.delete_scope(scope)
                 writer.note_write(scope, now, self._engine.by)
             cache.recovery.append_clear(seq, scope)
-        # Not what an index before this one left: a rebuild may want it.
-        unlink(
-            cache,
-            scope,
-            (file for file in files if cache.first_seq < (names.seq_of(file) or 0) < seq and file not in kept),
-        )
+        unlink(cache, scope, (file for file in files if 0 < (names.seq_of(file) or 0) < seq and file not in kept))
         return removed
 
     def remove_expired(self, cache: OpenCache, scopes: tuple[Scope, ...]) -> Removed:

@@ -1,0 +1,87 @@
+"""Tells whether an index can be trusted: its pages, its rows, and what the copies of them say.
+
+SQLite has no checksums, so a flipped bit in a row is seen only where the recovery log or a
+manifest, which have, says something else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from iris_kv.model import SCOPES, Scope
+from iris_kv.store import names
+from iris_kv.store.hints import MAX_SEQ, Hints, is_possible
+from iris_kv.store.lock import check_cancelled
+from iris_kv.store.schema import DamagedIndexError, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iris_kv.store.cache import OpenCache
+    from iris_kv.store.queries import Row
+
+_ID: Final = re.compile("[0-9a-f]{32}")
+
+
+def index_problem(cache: OpenCache) -> str | None:
+    """Return what is wrong with the index of a cache, in words; None: nothing. The write lock must be held.
+
+    Raises:
+        UnavailableError: It cannot be told, as the disk cannot be read.
+    """
+    try:
+        return _problem(cache)
+    except sqlite3.Error as error:
+        told = explained(error)
+        if isinstance(told, DamagedIndexError):
+            return "it cannot be read"
+        raise told from error
+    except (DamagedIndexError, ValueError, TypeError, ArithmeticError):
+        return "it cannot be read"
+
+
+def _problem(cache: OpenCache) -> str | None:
+    writer = cache.index.writer
+    found = writer.integrity()
+    if found != "ok":
+        return f"SQLite says: {found}"
+    if not (writer.meta("collected_at").isdecimal() and _ID.fullmatch(writer.meta("workspace_id"))):
+        return "its facts are not what was written"
+    hints = Hints(cache.folders)
+    if writer.last_change() < hints.last_seq:
+        return "it is older than the recovery log"
+    for scope in SCOPES:
+        check_cancelled()
+        problem = _scope_problem(cache, hints, scope)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _scope_problem(cache: OpenCache, hints: Hints, scope: Scope) -> str | None:
+    writer = cache.index.writer
+    rows = {row.file: row for row in writer.all_rows(scope)}
+    for row in rows.values():
+        named = hints.rows.get((scope, row.file))
+        if not is_possible(row) or (named is not None and _lasting(named) != _lasting(row)):
+            return f"its row of {row.key!r} in {scope} is not what was written"
+    files = set(os.listdir(cache.folders.scope(scope)))
+    if any(map(is_ahead_of(writer.last_change()), files)):
+        return f"it is older than the files of {scope}"
+    for row in hints.newest(scope):
+        if row.file in files - rows.keys() and not writer.named_files(scope, [row.file]):
+            return f"it has no row of {row.key!r} in {scope}"
+    return None
+
+
+def _lasting(row: Row) -> Row:
+    """Return what reading an entry does not change."""
+    return row._replace(expires_at=None, accessed_at=None)
+
+
+def is_ahead_of(last_change: int) -> Callable[[str], bool]:
+    """Return what tells of a file whether it was written behind a change; the next one's put may be under way."""
+    return lambda file: last_change + 1 < (names.seq_of(file) or 0) < MAX_SEQ
