@@ -76,7 +76,8 @@ class Reading:
 
     def _live_row(self, scope: Scope, key: str) -> Row:
         try:
-            row = self._engine.cache().index.readers.entry(scope, key)
+            # A replaced index may name files that are still there: an older generation would be served.
+            row = self._engine.fresh_cache().index.readers.entry(scope, key)
         except UnavailableError:
             row = None
         # Asked again where the answer would be no: the cache may have been replaced, or a renewal written down.
@@ -127,7 +128,7 @@ class Reading:
         """Verify the value of an entry, expired or not; a damaged file is put aside as a read would do."""
         for _ in range(_ATTEMPTS):
             try:
-                file = _open_verified(self._engine.cache().folders.scope(row.scope), row)
+                file = open_verified(self._engine.cache().folders.scope(row.scope), row)
             except OSError as error:
                 return Damage(scope=row.scope, key=row.key, problem=f"its file cannot be read ({error.strerror})")
             if file is not None:
@@ -258,10 +259,10 @@ def _read_value(folder: int, row: Row) -> bytes | None:
 
 
 def _open_or_read(folder: int, row: Row) -> FileIO | bytes | None:
-    return _read_value(folder, row) if row.size <= _HELD_BYTES else _open_verified(folder, row)
+    return _read_value(folder, row) if row.size <= _HELD_BYTES else open_verified(folder, row)
 
 
-def _open_verified(folder: int, row: Row) -> FileIO | None:
+def open_verified(folder: int, row: Row) -> FileIO | None:
     """Return the value's open file if it has exactly the row's bytes; None: gone or different."""
     handle = _open_value(folder, row)
     if handle is None:
