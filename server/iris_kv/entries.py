@@ -17,6 +17,7 @@ from iris_kv.guidance import Guidance
 from iris_kv.json_text import quoted
 from iris_kv.location import Location
 from iris_kv.model import (
+    Archived,
     Clock,
     Entry,
     EntryInfo,
@@ -307,6 +308,14 @@ class Entries(Guidance):
         """Read and hash every value, of one scope or of all."""
         checked = None if scope is None else intake.check_scope(scope)
         return await (await self.store()).verify(checked)
+
+    async def back_up(self, path: Path) -> Archived:
+        """Write all entries as they are at one moment into an archive."""
+        return await (await self.store()).back_up(path)
+
+    async def restore(self, path: Path) -> Archived:
+        """Replace all entries by those of an archive; what was there is kept as versions."""
+        return await (await self.store()).restore(path)
 
     async def repair(self) -> Repair:
         """Look at the whole index, and make it anew if anything is wrong with it."""

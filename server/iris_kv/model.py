@@ -256,6 +256,15 @@ class Repair(Frozen):
     """What the rebuild found; None: none was needed."""
 
 
+class Archived(Frozen):
+    """What a backup wrote, or a restore put back."""
+
+    entries: int
+    bytes: int
+    damaged: tuple[Damage, ...]
+    """The entries that are not in the archive, as their values were lost before."""
+
+
 class Change(Frozen):
     """One change of the store; a `clear` has the key ``""`` and stands for all keys of its scope."""
 

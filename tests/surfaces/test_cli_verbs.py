@@ -460,6 +460,37 @@ def test_repair_makes_a_damaged_index_anew_and_says_what_came_of_it(cli: Cli, ca
     assert cli("repair", "--json").json == {"problem": None, "rebuilt": None}
 
 
+def test_a_backup_can_be_restored(cli: Cli, tmp_path: Path) -> None:
+    archive = str(tmp_path / "store.tar")
+    cli("put", "project", "k", "123")
+    assert cli("backup", archive).text == "backed up 1 entries (3 B)\n"
+    cli("put", "project", "k", "other")
+
+    assert cli("restore", archive).text == "restored 1 entries (3 B)\n"
+    assert cli("get", "project", "k").text == "123"
+    assert cli("backup", archive, "--json").json == {"entries": 1, "bytes": 3, "damaged": []}
+    assert cli("restore", archive, "--json").json == {"entries": 1, "bytes": 3, "damaged": []}
+
+
+def test_a_backup_without_a_damaged_value_ends_with_7(cli: Cli, tmp_path: Path) -> None:
+    cli("put", "project", "k", "123")
+    cli.flip_byte("project")
+
+    done = cli("backup", str(tmp_path / "store.tar"), code=7)
+
+    assert done.text == "not in it, as damaged before: project 'k'\nbacked up 0 entries (0 B)\n"
+    assert "1 damaged entries are not in the archive" in done.err
+
+
+def test_what_is_no_archive_is_not_restored(cli: Cli, tmp_path: Path) -> None:
+    cli("put", "project", "k", "123")
+    (tmp_path / "notes.txt").write_text("notes")
+
+    assert "the archive cannot be restored" in cli("restore", str(tmp_path / "notes.txt"), code=2).err
+    assert "the archive cannot be restored" in cli("restore", str(tmp_path / "nowhere"), code=2).err
+    assert cli("get", "project", "k").text == "123"
+
+
 def test_verify_mends_what_is_wrong_with_the_index_if_asked(cli: Cli) -> None:
     cli("put", "project", "k", "123")
     with sqlite3.connect(cli.workspace / ".iris/kv-cache/.store/index.db") as index:
@@ -547,9 +578,9 @@ def test_the_exit_codes_are_those_of_the_design() -> None:
     assert set(EXIT_CODES) == set(get_args(Code))
 
 
-@pytest.mark.parametrize("verb", ["get", "delete", "list", "stats", "prune", "verify", "repair"])
+@pytest.mark.parametrize("verb", ["get", "delete", "list", "stats", "prune", "verify", "repair", "backup"])
 def test_a_verb_that_only_reads_creates_no_cache(cli: Cli, verb: str) -> None:
-    arguments = {"get": ("project", "k"), "delete": ("project", "k"), "list": ("project",)}
+    arguments = {"get": ("project", "k"), "delete": ("project", "k"), "list": ("project",), "backup": ("x.tar",)}
 
     assert "this workspace has no cache yet" in cli(verb, *arguments.get(verb, ()), code=3).err
     assert list(cli.workspace.iterdir()) == []
@@ -558,7 +589,7 @@ def test_a_verb_that_only_reads_creates_no_cache(cli: Cli, verb: str) -> None:
 VERBS = [
     (), ("serve",), ("demo",), ("prompt",), ("instructions",), ("instructions", "list"), ("instructions", "show"),
     ("instructions", "check"), ("get",), ("put",), ("delete",), ("list",), ("stats",), ("prune",), ("clear",),
-    ("seed",), ("verify",), ("repair",), ("config",), ("doctor",),
+    ("seed",), ("verify",), ("repair",), ("backup",), ("restore",), ("config",), ("doctor",),
 ]  # fmt: skip
 
 

@@ -118,6 +118,7 @@ class OpenCache:
         """
         with self._opened, suppress(IrisError), self.lock.held():
             self.index.close()
+            self.lock.sign_off()
 
     def abandon(self) -> None:
         """Close the plain descriptors behind a fork; SQLite's connections must not cross one, nor be closed."""

@@ -13,9 +13,11 @@ from anyio import CancelScope, move_on_after
 
 from iris_kv.errors import ExpiredError, NotFoundError
 from iris_kv.model import KEEP_NOTHING, SCOPES, Unwatched
+from iris_kv.store.backup import back_up
 from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import Listing, PutRequest
+from iris_kv.store.restore import restore
 from iris_kv.store.threads import StoreThreads
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from iris_kv.model import (
         Activity,
+        Archived,
         Changes,
         Clock,
         Entry,
@@ -231,6 +234,18 @@ class FileStore:
         repair = await here.write(here.upkeep.repair)
         here.note_written(*SCOPES)
         return repair
+
+    async def back_up(self, path: Path) -> Archived:
+        """Write all entries as they are at one moment into an archive; see `back_up`."""
+        here = self._threads
+        return await here.read(lambda: back_up(here.engine, path))
+
+    async def restore(self, path: Path) -> Archived:
+        """Replace all entries by those of an archive; see `restore`."""
+        here = self._threads
+        restored = await here.write(lambda: restore(here.engine, path))
+        here.note_written(*SCOPES)
+        return restored
 
     async def count(self, day: str, deltas: Mapping[str, int]) -> None:
         """See `Store.count`."""

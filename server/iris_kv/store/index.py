@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from iris_kv.errors import UncertainError
-from iris_kv.model import Operation, Removed, Scope
+from iris_kv.model import SCOPES, Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
 from iris_kv.store.queries import ROW, Kept, KeptFor, Queries, Row, Snapshot
 from iris_kv.store.schema import INDEX, connect, explained
@@ -199,6 +199,11 @@ class Writer(Snapshot):
         """Append to the change feed and return the change's number; inside a transaction."""
         sql = "INSERT INTO change(scope, key, op, at, origin) VALUES(?,?,?,?,?)"
         return cast("int", self._connection.execute(sql, (scope, key, op, at_ms, origin)).lastrowid)
+
+    def skip_changes(self, n: int, at_ms: int, origin: str) -> None:
+        """Use up the next numbers of the change feed, the last of them for a change of all; inside a transaction."""
+        sql = "INSERT INTO change SELECT max(seq)+?, ?, '', 'clear', ?, ? FROM change"
+        self._connection.execute(sql, (max(n, 1), SCOPES[0], at_ms, origin))
 
     def trim_changes(self) -> None:
         """Forget all but the newest changes; inside a transaction."""
