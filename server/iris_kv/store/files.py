@@ -240,7 +240,7 @@ class FileStore:
         here = self._threads
         return await here.read(lambda: back_up(here.engine, path))
 
-    async def restore(self, path: Path) -> Archived:
+    async def restore_archive(self, path: Path) -> Archived:
         """Replace all entries by those of an archive; see `restore`."""
         here = self._threads
         restored = await here.write(lambda: restore(here.engine, path))
