@@ -85,6 +85,14 @@ class OpenCache:
             finally:
                 os.close(handle)
 
+    def give_up_reserve(self) -> bool:
+        """Let go of that space, and tell whether there was any; collection lays it down again."""
+        try:
+            os.unlink(RESERVE, dir_fd=self.folders.store)
+        except OSError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close everything; nobody may be using it.
 

@@ -241,14 +241,17 @@ class Snapshot(Queries):
 
 def _row(values: Sequence[Any]) -> Row:
     """Return a row, unless its file's name leads out of its folder: a clone may bring an index along."""
-    row = Row._make(values)
+    return _inside(Row._make(values))
+
+
+def _inside(row: Row) -> Row:
     if "/" in row.file or "\0" in row.file:
         raise damaged_index()
     return row
 
 
 def _kept(values: Sequence[Any]) -> Kept:
-    return Kept(_row(values[:16]), *values[16:])
+    return Kept(_inside(Row._make(values[:16])), *values[16:])
 
 
 def _usage(values: Sequence[int]) -> Usage:
