@@ -294,13 +294,13 @@ class Entries(Guidance):
         checked = intake.check_scope(scope)
         return await (await self.store()).deleted(checked, cursor=cursor, limit=limit)
 
-    async def restore(
+    async def restore_entry(
         self, principal: Principal, scope: str, key: str, version: int | None = None, *, if_digest: str | None = None
     ) -> EntryInfo:
-        """Make a kept version the entry again; None: the newest. See `Store.restore` for what it raises."""
+        """Make a kept version the entry again; None: the newest. See `Store.restore_entry` for what it raises."""
         checked = intake.check_scope(scope)
         check_access(principal, checked, "write")
-        return await (await self.store()).restore(
+        return await (await self.store()).restore_entry(
             checked, key, version, limits=self.settings.limits(checked), if_digest=intake.check_digest(if_digest)
         )
 

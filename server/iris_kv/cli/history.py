@@ -79,7 +79,7 @@ def restore_entry(
 
     async def work() -> EntryInfo:
         async with opened(workspace, given(trust_owner=trust_owner)) as found, progress("restoring"):
-            return await found.restore(USER, scope, key, version, if_digest=if_digest)
+            return await found.restore_entry(USER, scope, key, version, if_digest=if_digest)
 
     info = run(work, as_json=as_json)
     show(info, f"restored {line(info)}", as_json=as_json)

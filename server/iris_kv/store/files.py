@@ -177,10 +177,10 @@ class FileStore:
         here = self._threads
         return await here.read(lambda: here.versions.deleted(scope, cursor, limit))
 
-    async def restore(
+    async def restore_entry(
         self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
     ) -> EntryInfo:
-        """See `Store.restore`; the value's file gets another name, and no byte is copied."""
+        """See `Store.restore_entry`; the value's file gets another name, and no byte is copied."""
         here = self._threads
         info = await here.write(lambda: here.versions.restore(scope, key, version, limits, if_digest))
         here.note_written(scope)
@@ -340,7 +340,7 @@ async def _put_chunks(here: StoreThreads, request: PutRequest, chunks: AsyncIter
     upload = await here.write(lambda: here.writing.begin(request))
     try:
         async for chunk in chunks:
-            await here.write(lambda chunk=chunk: upload.write(chunk))
+            await here.write(lambda chunk=chunk: here.writing.write(upload, chunk))
         return await here.write(lambda: here.writing.commit(request, upload))
     finally:
         with CancelScope(shield=True):

@@ -266,7 +266,7 @@ async def _cache_clear(workspace: Workspace, a: args.CacheClear) -> Answer:
 
 
 async def _cache_restore(workspace: Workspace, a: args.CacheRestore) -> Answer:
-    return _stored(await workspace.restore(AGENT, a.scope, a.key, a.version, if_digest=a.if_digest))
+    return _stored(await workspace.restore_entry(AGENT, a.scope, a.key, a.version, if_digest=a.if_digest))
 
 
 async def _cache_seed(workspace: Workspace, a: args.CacheSeed) -> Answer:

@@ -82,7 +82,7 @@ async def post_restore(
     """
     workspace, scope, key = visit.workspace, asked.scope, asked.key
     if_digest = await expected_digest(request.headers, lambda: workspace.head(scope, key))
-    info = await workspace.restore(visit.principal, scope, key, asked.version, if_digest=if_digest)
+    info = await workspace.restore_entry(visit.principal, scope, key, asked.version, if_digest=if_digest)
     response.headers["ETag"] = etag(info)
     response.headers["Cache-Control"] = "no-store"
     return info
