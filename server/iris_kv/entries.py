@@ -313,9 +313,9 @@ class Entries(Guidance):
         """Write all entries as they are at one moment into an archive."""
         return await (await self.store()).back_up(path)
 
-    async def restore_archive(self, path: Path) -> Archived:
+    async def restore(self, path: Path) -> Archived:
         """Replace all entries by those of an archive; what was there is kept as versions."""
-        return await (await self.store()).restore_archive(path)
+        return await (await self.store()).restore(path)
 
     async def repair(self) -> Repair:
         """Look at the whole index, and make it anew if anything is wrong with it."""

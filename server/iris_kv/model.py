@@ -246,6 +246,11 @@ class Rebuilt(Frozen):
     damaged: tuple[Damage, ...]
     """The entries whose value is lost or damaged; they stay damaged until they are written again."""
 
+    @property
+    def found_anything(self) -> bool:
+        """Tell whether there was anything to make the index from."""
+        return bool(self.entries or self.versions or self.quarantined or self.damaged)
+
 
 class Repair(Frozen):
     """What a repair found and did."""

@@ -72,7 +72,7 @@ async def test_a_restore_gives_back_what_was_backed_up(backed_up, open_file_stor
         position = (await other.changes(None)).next
         assert (await other.get("task", "k")).value == b"newer"
 
-        assert (await store.restore_archive(archive)).entries == 3
+        assert (await store.restore(archive)).entries == 3
 
         for each in (store, other):
             entry = await each.get("task", "k")
@@ -94,7 +94,7 @@ async def test_a_restore_gives_back_what_was_backed_up(backed_up, open_file_stor
 async def test_an_index_lost_after_a_restore_is_made_anew_as_it_was(backed_up, open_file_store, workspace):
     archive = await backed_up()
     async with open_file_store() as store:
-        await store.restore_archive(archive)
+        await store.restore(archive)
     (workspace / CACHE / ".store/index.db").unlink()
     for scope in ("task", "project", "artifacts"):
         (workspace / CACHE / scope / ".index.json").unlink()
@@ -108,7 +108,7 @@ async def test_a_restore_into_another_workspace_counts_as_reading(backed_up, ope
     archive = await backed_up()
     clock.move(5 * HOUR_MS)
     async with open_file_store(tmp_path_factory.mktemp("new")) as store:
-        await store.restore_archive(archive)
+        await store.restore(archive)
         assert (await store.get("artifacts", "empty")).info.expires_at == clock.now_ms() + HOUR_MS
         assert (await store.get("task", "k")).value == b"the value of k"
 
@@ -126,7 +126,7 @@ async def test_a_backup_while_others_write_is_of_one_moment(open_file_store, wor
             tasks.start_soon(write_pairs)
             await store.back_up(archive)
     async with open_file_store(tmp_path_factory.mktemp("new")) as store:
-        await store.restore_archive(archive)
+        await store.restore(archive)
         found = {info.key for info in (await store.list("task")).entries}
         assert len(found - {"a", "b"}) == 50
         if "a" in found:
@@ -143,7 +143,7 @@ async def test_a_damaged_value_is_left_out_and_named(open_file_store, workspace,
         path.write_bytes(b"Value")
         done = await store.back_up(archive)
         assert (done.entries, [each.key for each in done.damaged]) == (1, ["k"])
-        assert (await store.restore_archive(archive)).entries == 1
+        assert (await store.restore(archive)).entries == 1
 
 
 async def test_a_backup_that_cannot_be_written_leaves_the_older_one(open_file_store, put, archive, workspace):
@@ -221,7 +221,7 @@ async def test_an_archive_that_was_cut_off_is_refused_and_changes_nothing(backed
 async def refuse(open_file_store, archive: Path, problem: str, workspace: Path) -> None:
     async with open_file_store() as store:
         with pytest.raises(InvalidArgumentError, match=problem):
-            await store.restore_archive(archive)
+            await store.restore(archive)
         assert (await store.get("task", "k")).value == b"newer"
         assert (await store.get("task", "later")).value == b"later"
         assert (await store.verify()).entries == 3

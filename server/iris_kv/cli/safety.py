@@ -109,7 +109,7 @@ def restore(
     async def work() -> Archived:
         arguments = given(trust_owner=trust_owner)
         async with opened(workspace, arguments, create=True) as found, progress("restoring"):
-            return await found.restore_archive(file)
+            return await found.restore(file)
 
     report = run(work, as_json=as_json)
     show(report, f"restored {report.entries} entries ({quantity(report.bytes)})", as_json=as_json)

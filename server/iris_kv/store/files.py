@@ -72,6 +72,7 @@ class FileStore:
         trust_owner: bool = False,
         lock_timeout_s: float = 10.0,
         watch: Watch | None = None,
+        shared_disk: bool | None = None,
     ) -> FileStore:
         """Open the store of a workspace.
 
@@ -84,6 +85,8 @@ class FileStore:
             trust_owner: Accept a cache that another user owns.
             lock_timeout_s: How long a write waits for another process's write.
             watch: Is told of reads and of waits; None: nobody is.
+            shared_disk: Whether other machines may use the disk, too, so that SQLite's WAL cannot be
+                used; None: as the type of its file system says.
 
         Raises:
             NotFoundError: There is no cache and `create` is False.
@@ -92,7 +95,9 @@ class FileStore:
             CorruptError: The index is damaged.
         """
         told = watch or Unwatched()
-        store = cls(CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s, told))
+        store = cls(
+            CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s, told, shared_disk)
+        )
         await store._here.read(store._here.engine.cache)
         return store
 
@@ -240,7 +245,7 @@ class FileStore:
         here = self._threads
         return await here.read(lambda: back_up(here.engine, path))
 
-    async def restore_archive(self, path: Path) -> Archived:
+    async def restore(self, path: Path) -> Archived:
         """Replace all entries by those of an archive; see `restore`."""
         here = self._threads
         restored = await here.write(lambda: restore(here.engine, path))

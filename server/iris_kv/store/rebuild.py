@@ -274,7 +274,7 @@ def _put_aside(folders: CacheFolders, scope: Scope, file: str) -> None:
 
 
 def _log_result(result: Rebuilt) -> None:
-    if result.entries or result.versions or result.quarantined or result.damaged:
+    if result.found_anything:
         _log.warning(
             "made the index anew: %d entries, %d older or deleted versions (%d of unknown keys), %d files quarantined,"
             " %d values lost",
