@@ -177,9 +177,12 @@ class Writer(Snapshot):
         self._connection.execute("UPDATE usage SET n=n+?, bytes=bytes+? WHERE scope=?", (n, size, scope))
 
     def recount(self, scope: Scope) -> None:
-        """Set a scope's usage to the sum of its entries; inside a transaction."""
-        summed = self.summed_usage(scope)
-        self._connection.execute("UPDATE usage SET n=?, bytes=? WHERE scope=?", (summed.entries, summed.bytes, scope))
+        """Set a scope's usage to the sums of its entries and of what is kept; inside a transaction."""
+        sums = self.summed_usage(scope)
+        self._connection.execute(
+            "UPDATE usage SET n=?, bytes=?, kept_n=?, kept_bytes=? WHERE scope=?",
+            (sums.entries, sums.bytes, sums.kept, sums.kept_bytes, scope),
+        )
 
     def note_write(self, scope: Scope, at_ms: int, by: str) -> None:
         """Write down who wrote to a scope last; inside a transaction."""
