@@ -60,8 +60,8 @@ class Teller:
 
     async def restore(self, scope: Scope, key: str) -> None:
         kept = (await self.store.history(scope, key)).kept[0]
-        work = self.store.restore(scope, key, kept.info.version, limits=LIMITS)
-        await self._tell(scope, key, kept.info.digest, work)
+        work = self.store.restore(scope, key, kept.version, limits=LIMITS)
+        await self._tell(scope, key, kept.digest, work)
 
     async def clear(self, scope: Scope) -> None:
         keys = [info.key for info in (await self.store.list(scope)).entries]
@@ -106,6 +106,15 @@ async def write_for_ever(workspace: Path, name: str, seed: str, durability: str)
                 await tell.restore("task", key)
 
 
+async def put_old(workspace: Path) -> None:
+    """Put values that nobody touches afterwards."""
+    async with aclosing(await FileStore.open(workspace, clock=RealClock(), durable=False)) as store:
+        for key in ("old1", "old2"):
+            value = key.encode() * 5_000
+            await store.put("project", key, value, content_type="text/plain", limits=LIMITS, provenance=BY)
+            say("synced", "project", key, digest_of(value))
+
+
 async def one_of_each(workspace: Path, manner: str) -> None:
     """Stop, and once continued do every kind of write; with the manner `dies`, only up to the first that fails."""
     chance = random.Random(time.monotonic_ns())
@@ -143,7 +152,6 @@ async def suppressed(work: Awaitable[None]) -> None:
 
 
 def stop() -> None:
-    say("ready")
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -160,7 +168,15 @@ async def race(workspace: Path, seed: str) -> None:
             assert used.bytes + used.kept_bytes <= RACE_QUOTA, used
 
 
-COMMANDS = {"write_for_ever": write_for_ever, "one_of_each": one_of_each, "create": create, "race": race}
+COMMANDS = {
+    "write_for_ever": write_for_ever,
+    "put_old": put_old,
+    "one_of_each": one_of_each,
+    "create": create,
+    "rebuild": create,
+    "race": race,
+}
+STOPPING = {"one_of_each", "create", "rebuild"}
 
 
 def main() -> None:
@@ -183,6 +199,9 @@ def main() -> None:
             os._exit(0)
         children.add(child)
         say("started", str(child))
+        if name in STOPPING:
+            os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT)
+            say("ready")
 
 
 if __name__ == "__main__":
