@@ -19,13 +19,15 @@ class Rounds(NamedTuple):
     kills: int
     kills_of_servers: int
     power_cuts: int
+    of_each_call: int | None
+    """How many calls of a kind; None: all."""
     seed: int
 
 
 @pytest.fixture(scope="session")
 def rounds(pytestconfig: pytest.Config) -> Rounds:
     seed = pytestconfig.getoption("seed")
-    return Rounds(100, 100, 20, seed) if pytestconfig.getoption("soak") else Rounds(100, 10, 5, seed)
+    return Rounds(100, 100, 20, None, seed) if pytestconfig.getoption("soak") else Rounds(100, 10, 5, 6, seed)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable
 from contextlib import aclosing, suppress
@@ -151,8 +152,27 @@ async def suppressed(work: Awaitable[None]) -> None:
         await work
 
 
+async def stop_in_lock(workspace: Path) -> None:
+    """Stop in the middle of a write, and go on with it once continued."""
+    async with aclosing(await FileStore.open(workspace, clock=RealClock())) as store:
+        tell = Teller(store)
+        await tell.put("task", "k", b"old")
+        rename = os.rename
+
+        def stopping(old: str, new: str, **folders: int) -> None:
+            # The manifest is renamed without the lock.
+            if new[0] != ".":
+                os.rename = rename
+                stop()
+            rename(old, new, **folders)
+
+        os.rename = stopping
+        await tell.put("task", "k", b"newer")
+
+
 def stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # To this thread: another one might take a signal to the process, and this one run on meanwhile.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 async def race(workspace: Path, seed: str) -> None:
@@ -174,9 +194,10 @@ COMMANDS = {
     "one_of_each": one_of_each,
     "create": create,
     "rebuild": create,
+    "stop_in_lock": stop_in_lock,
     "race": race,
 }
-STOPPING = {"one_of_each", "create", "rebuild"}
+STOPPING = {"stop_in_lock", "one_of_each", "create", "rebuild"}
 
 
 def main() -> None:

@@ -71,7 +71,9 @@ async def test_a_disk_without_any_room_can_be_read_and_cleared(disk: Path) -> No
         await put(store, "small", b"there is room again")
         assert (await store.verify()).usage_matches
     async with aclosing(await FileStore.open(disk, clock=RealClock())) as store:
-        assert [info.key for info in (await store.list("task")).entries] == sorted([*(f"k{n}" for n in range(10, 20)), "small"])
+        assert [info.key for info in (await store.list("task")).entries] == sorted(
+            [*(f"k{n}" for n in range(10, 20)), "small"]
+        )
         assert (await store.verify()).damaged == ()
     assert not list((disk / CACHE / "task").glob(".tmp-*"))
 

@@ -19,6 +19,7 @@ import pytest
 from iris_kv.model import digest_of
 from iris_kv.store.files import FileStore
 from tests.faults.breaking import INDEX, PATIENCE_S, Ledger, Mother
+from tests.faults.conftest import Rounds
 from tests.faults.program import BY, LIMITS, RealClock
 
 CALLS = {
@@ -67,14 +68,18 @@ class Lane:
         """Break one call and check the store; False if the call was never made."""
         if command != "one_of_each":
             self._start_anew(command)
-        text = self._traced(command, fault.manner, "-e", f"trace={calls}", "-e", f"inject={calls}:{fault.does.format(k=k)}")
+        text = self._traced(
+            command, fault.manner, "-e", f"trace={calls}", "-e", f"inject={calls}:{fault.does.format(k=k)}"
+        )
         asyncio.run(self._ledger.check(self._workspace))
         return "(INJECTED)" in text or "SIGKILL" in text
 
     def count(self, command: str) -> Counter[str]:
         """Return how often one thread makes each call when nothing is broken."""
         self._start_anew(command)
-        made = Counter(re.findall(r"^(\d+) +(\w+)\(", self._traced(command, "", "-e", f"trace={','.join(CALLS.values())}"), re.M))
+        made = Counter(
+            re.findall(r"^(\d+) +(\w+)\(", self._traced(command, "", "-e", f"trace={','.join(CALLS.values())}"), re.M)
+        )
         most: Counter[str] = Counter()
         for (_, call), n in made.items():
             most[call] = max(most[call], n)
@@ -163,24 +168,32 @@ def counts(lanes: list[Lane]) -> dict[str, Counter[str]]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("calls", CALLS)
-def test_a_broken_call_of_a_writer_loses_nothing(lanes, counts, calls: str, fault: str) -> None:
-    strike_all(lanes, counts, "one_of_each", CALLS[calls], FAULTS[fault])
+def test_a_broken_call_of_a_writer_loses_nothing(lanes, counts, rounds: Rounds, calls: str, fault: str) -> None:
+    # Locks change nothing on the disk, so that a kill between two of SQLite's 165 is like one at the next write.
+    most = rounds.of_each_call if fault != "killed" or calls == "fcntl" else None
+    strike_all(lanes, counts, "one_of_each", CALLS[calls], FAULTS[fault], most)
 
 
 @pytest.mark.parametrize("fault", ["killed", "full"])
 @pytest.mark.parametrize("command", ["create", "rebuild"])
-def test_a_broken_call_while_a_cache_is_made_or_rebuilt_loses_nothing(lanes, counts, command: str, fault: str) -> None:
+def test_a_broken_call_while_a_cache_is_made_or_rebuilt_loses_nothing(
+    lanes, counts, rounds: Rounds, command: str, fault: str
+) -> None:
     for calls in CALLS.values():
-        strike_all(lanes, counts, command, calls, FAULTS[fault])
+        strike_all(lanes, counts, command, calls, FAULTS[fault], rounds.of_each_call)
 
 
-def strike_all(lanes: list[Lane], counts: dict[str, Counter[str]], command: str, calls: str, fault: Fault) -> None:
-    """Break each call of a kind in turn, with several stores side by side."""
+def strike_all(
+    lanes: list[Lane], counts: dict[str, Counter[str]], command: str, calls: str, fault: Fault, most: int | None
+) -> None:
+    """Break each call of a kind in turn, or some evenly spread, with several stores side by side."""
     n_calls = sum(counts[command][call] for call in calls.split(","))
+    step = max(1, n_calls // most) if most else 1
+    chosen = range(1, n_calls + 1, step)
 
     def work(n: int) -> int:
-        return sum(lanes[n].strike(command, calls, fault, k) for k in range(1 + n, n_calls + 1, LANES))
+        return sum(lanes[n].strike(command, calls, fault, k) for k in chosen[n::LANES])
 
     with ThreadPoolExecutor(LANES) as threads:
         struck = sum(threads.map(work, range(LANES)))
-    assert struck >= n_calls * 3 // 4
+    assert struck >= len(chosen) // 2
