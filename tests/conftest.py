@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from hypothesis import settings
 
 from iris_kv.model import KEEP_NOTHING, EntryInfo, Keep, Limits, Provenance, Scope
 from iris_kv.store.files import FileStore
@@ -17,6 +18,31 @@ if TYPE_CHECKING:
     from iris_kv.store.base import Store
 
 MEGABYTE = 1_000_000
+FAULTS = "tests/faults/"
+
+settings.register_profile("always the same", derandomize=True, database=None, deadline=None, print_blob=False)
+settings.register_profile("soak", database=None, deadline=None, max_examples=1000, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make soak` ask for more."""
+    parser.addoption("--soak", action="store_true", help="Try faults more often, and fuzz at random.")
+    parser.addoption("--seed", type=int, default=1, help="At which moments faults happen.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis find the same examples every time, or others every time."""
+    settings.load_profile("soak" if config.getoption("soak") else "always the same")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name each skipped fault test above the summary: there, something is not proved."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if report.nodeid.startswith(FAULTS)]
+    if skipped:
+        terminalreporter.section("fault tests that did not run here")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.write_line(f"{report.nodeid}: {reason}")
 
 
 class Clock:

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable
 from contextlib import aclosing, suppress
@@ -60,8 +61,8 @@ class Teller:
 
     async def restore(self, scope: Scope, key: str) -> None:
         kept = (await self.store.history(scope, key)).kept[0]
-        work = self.store.restore(scope, key, kept.info.version, limits=LIMITS)
-        await self._tell(scope, key, kept.info.digest, work)
+        work = self.store.restore(scope, key, kept.version, limits=LIMITS)
+        await self._tell(scope, key, kept.digest, work)
 
     async def clear(self, scope: Scope) -> None:
         keys = [info.key for info in (await self.store.list(scope)).entries]
@@ -106,6 +107,15 @@ async def write_for_ever(workspace: Path, name: str, seed: str, durability: str)
                 await tell.restore("task", key)
 
 
+async def put_old(workspace: Path) -> None:
+    """Put values that nobody touches afterwards."""
+    async with aclosing(await FileStore.open(workspace, clock=RealClock(), durable=False)) as store:
+        for key in ("old1", "old2"):
+            value = key.encode() * 5_000
+            await store.put("project", key, value, content_type="text/plain", limits=LIMITS, provenance=BY)
+            say("synced", "project", key, digest_of(value))
+
+
 async def one_of_each(workspace: Path, manner: str) -> None:
     """Stop, and once continued do every kind of write; with the manner `dies`, only up to the first that fails."""
     chance = random.Random(time.monotonic_ns())
@@ -142,9 +152,27 @@ async def suppressed(work: Awaitable[None]) -> None:
         await work
 
 
+async def stop_in_lock(workspace: Path) -> None:
+    """Stop in the middle of a write, and go on with it once continued."""
+    async with aclosing(await FileStore.open(workspace, clock=RealClock())) as store:
+        tell = Teller(store)
+        await tell.put("task", "k", b"old")
+        rename = os.rename
+
+        def stopping(old: str, new: str, **folders: int) -> None:
+            # The manifest is renamed without the lock.
+            if new[0] != ".":
+                os.rename = rename
+                stop()
+            rename(old, new, **folders)
+
+        os.rename = stopping
+        await tell.put("task", "k", b"newer")
+
+
 def stop() -> None:
-    say("ready")
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # To this thread: another one might take a signal to the process, and this one run on meanwhile.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 async def race(workspace: Path, seed: str) -> None:
@@ -160,7 +188,16 @@ async def race(workspace: Path, seed: str) -> None:
             assert used.bytes + used.kept_bytes <= RACE_QUOTA, used
 
 
-COMMANDS = {"write_for_ever": write_for_ever, "one_of_each": one_of_each, "create": create, "race": race}
+COMMANDS = {
+    "write_for_ever": write_for_ever,
+    "put_old": put_old,
+    "one_of_each": one_of_each,
+    "create": create,
+    "rebuild": create,
+    "stop_in_lock": stop_in_lock,
+    "race": race,
+}
+STOPPING = {"stop_in_lock", "one_of_each", "create", "rebuild"}
 
 
 def main() -> None:
@@ -183,6 +220,9 @@ def main() -> None:
             os._exit(0)
         children.add(child)
         say("started", str(child))
+        if name in STOPPING:
+            os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT)
+            say("ready")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ class OpenCache:
         SQLite's closing takes the write lock. Where another process does not let go of it, that
         process has the index open too, so that closing here does not checkpoint.
         """
-        with self._opened, suppress(IrisError), self.lock.held():
+        with self._opened, suppress(IrisError, OSError), self.lock.held():
             self.index.close()
             self.lock.sign_off()
 

@@ -16,7 +16,7 @@ from iris_kv.errors import UncertainError
 from iris_kv.model import SCOPES, Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
 from iris_kv.store.queries import ROW, Kept, KeptFor, Queries, Row, Snapshot
-from iris_kv.store.schema import INDEX, connect, explained
+from iris_kv.store.schema import INDEX, check_schema, connect, explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -103,6 +103,8 @@ class Writer(Snapshot):
         """
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            # A newer iris-kv may have changed the tables since this connection was made.
+            check_schema(self._connection)
             yield
         except BaseException:
             self._roll_back()

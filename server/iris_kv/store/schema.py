@@ -165,7 +165,7 @@ def connect(folder: int, *, durable: bool) -> sqlite3.Connection:
             *(["fullfsync=ON"] if sys.platform == "darwin" else []),
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
-        _check_schema(connection)
+        check_schema(connection)
     except BaseException as error:
         if connection is not None:
             connection.close()
@@ -185,7 +185,13 @@ def _connection(folder: int, name: str) -> sqlite3.Connection:
     )
 
 
-def _check_schema(connection: sqlite3.Connection) -> None:
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Refuse an index that this version does not know.
+
+    Raises:
+        UnavailableError: A newer iris-kv wrote it.
+        CorruptError: It is not an index of iris-kv.
+    """
     version = _pragma(connection, "user_version")
     if version == 0 or _pragma(connection, "application_id") != _APPLICATION_ID:
         raise damaged_index()
