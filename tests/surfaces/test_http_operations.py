@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -42,6 +44,17 @@ async def answer(stream: SocketStream) -> str:
 def head(path: str, *headers: str, method: str = "POST") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Tell whether the server has neither closed nor reset a connection."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 # Health
@@ -299,6 +312,28 @@ async def test_one_connection_too_many_costs_the_one_idle_for_longest(workspace:
             await stream.aclose()
 
     assert (found.status_code, closed) == (200, "")
+
+
+async def test_connections_that_come_at_once_are_bounded_as_well(workspace: Path, clock: Clock) -> None:
+    limits = UNBOUNDED._replace(connections=UNBOUNDED.connections._replace(most=5))
+    async with running(workspace, clock, limits=limits) as server, AsyncExitStack() as stack:
+        # Without the loop in between, which then takes all of them in one turn.
+        burst = [stack.enter_context(socket.create_connection(server.address)) for _ in range(40)]
+        async with httpx2.AsyncClient() as client:
+            found = await client.get(f"{server.url}/healthz")
+        alive = [each for each in burst if is_open(each)]
+
+    assert (found.status_code, len(alive)) == (200, 4)
+
+
+async def test_a_client_that_takes_no_answers_is_left(workspace: Path, clock: Clock) -> None:
+    limits = UNBOUNDED._replace(connections=UNBOUNDED.connections._replace(stalled_s=0.1))
+    async with running(workspace, clock, limits=limits) as server, await connected(server) as stream:
+        await stream.send(head("/api/openapi.json", method="GET") * 500)
+        while not await server.measured('iris_kv_refused_requests_total{reason="too_slow"}'):
+            pass
+        while await server.measured("iris_kv_open_requests") > 1:
+            pass
 
 
 # Sandboxes
