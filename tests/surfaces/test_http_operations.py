@@ -159,6 +159,21 @@ async def test_metrics_count_tools_of_either_era_and_hold_no_names(era: Era, tmp
     assert "-name" not in text
 
 
+async def test_metrics_tell_values_from_what_clients_make_up(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "box").mkdir()
+    async with running(tmp_path, clock, shared=True) as server:
+        async with httpx2.AsyncClient(headers=server.bearer("backend"), base_url=server.url) as client:
+            await client.get("/api/sandboxes/box/kv-cache/value", params={"scope": "task", "key": "none"})
+            await client.request("MADE-UP", "/sandboxes/box/mcp")
+        read = await server.measured('iris_kv_operations_total{operation="rest:get_value",outcome="not_found"}')
+        other = await server.measured('iris_kv_operations_total{operation="mcp:other",outcome="refused"}')
+        async with httpx2.AsyncClient() as http:
+            text = (await http.get(f"{server.url}/metrics")).text
+
+    assert (read, other) == (1, 1)
+    assert "made-up" not in text.lower()
+
+
 # Limits
 
 
@@ -222,6 +237,26 @@ async def test_too_many_or_too_large_headers_are_refused(
         told = await answer(stream)
 
     assert told.startswith(f"HTTP/1.1 {status} ")
+
+
+async def test_a_long_path_counts_as_a_long_header(workspace: Path, clock: Clock) -> None:
+    async with running(workspace, clock) as server, httpx2.AsyncClient() as client:
+        found = await client.get(f"{server.url}/{'x' * 40_000}")
+
+    assert found.status_code == 431
+
+
+async def test_a_body_with_two_lengths_is_refused_and_what_follows_is_not_read(workspace: Path, clock: Clock) -> None:
+    smuggled = head("/healthz", method="GET")
+    path = "/api/sandboxes/default/kv-cache/value?scope=task&key=k"
+    async with running(workspace, clock) as server, await connected(server) as stream:
+        sent = head(path, f"content-length: {len(smuggled) + 5}", "transfer-encoding: chunked")
+        await stream.send(sent + b"0\r\n\r\n" + smuggled)
+        told = await answer(stream)
+
+    assert told.startswith("HTTP/1.1 400 ")
+    assert told.count("HTTP/1.1 ") == 1
+    assert "both Content-Length and Transfer-Encoding" in told
 
 
 async def test_each_token_has_its_own_rate(workspace: Path, clock: Clock) -> None:

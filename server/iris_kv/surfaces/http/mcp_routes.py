@@ -23,6 +23,9 @@ from iris_kv.surfaces.visits import Visit
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
+_OPERATIONS: Final = {"GET": "mcp:stream", "POST": "mcp:post", "DELETE": "mcp:delete"}
+"""What is counted until the message says more; a client may make up any other method."""
+
 
 class _Passing:
     """A visit that keeps nothing open or in memory: what a session remembers of its requests outlives them."""
@@ -95,7 +98,7 @@ class McpEndpoint:
         """Answer one request."""
         sandbox = scope.get("path_params", {}).get("sandbox", DEFAULT)
         state = scope["state"]
-        state["operation"] = "mcp:stream" if scope["method"] == "GET" else f"mcp:{scope['method'].lower()}"
+        state["operation"] = _OPERATIONS.get(scope["method"], "mcp:other")
         async with self._platform.visit(state["principal"], sandbox) as visit:
             state["visit"] = passing = _Passing(visit)
             async with self._visits.entered(passing):
