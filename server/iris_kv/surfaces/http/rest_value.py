@@ -386,7 +386,9 @@ def served() -> Route:
     operations = {method: route.endpoint for route in _operations() for method in route.methods or ()}
 
     async def dispatched(request: Request) -> Response:
-        return await operations[request.method](request)
+        operation = operations[request.method]
+        request.state.operation = f"rest:{operation.__name__}"
+        return await operation(request)
 
     return Route(f"{CACHE_PATH}/value", dispatched, methods=list(operations))
 
