@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/iris-kv demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check

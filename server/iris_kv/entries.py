@@ -17,6 +17,7 @@ from iris_kv.guidance import Guidance
 from iris_kv.json_text import quoted
 from iris_kv.location import Location
 from iris_kv.model import (
+    Archived,
     Clock,
     Entry,
     EntryInfo,
@@ -34,7 +35,7 @@ from iris_kv.model import (
 from iris_kv.opening import Opening
 from iris_kv.policy import Principal, check_access
 from iris_kv.reading import stored_answer
-from iris_kv.settings import Settings
+from iris_kv.settings import HOUR_MS, Settings
 from iris_kv.slices import Call, Wanted
 from iris_kv.store.base import Reader
 from iris_kv.store.checks import check_size
@@ -279,6 +280,10 @@ class Entries(Guidance):
         check_access(principal, checked, "clear")
         return await (await self.store()).clear(checked, keep=self.settings.limits(checked).keep)
 
+    def undo_hours(self, scope: str) -> float:
+        """Return for how many hours what is deleted from a scope can be restored; 0: not at all."""
+        return self.settings.limits(intake.check_scope(scope)).keep.deleted_ms / HOUR_MS
+
     async def history(self, scope: str, key: str) -> History:
         """Return what an entry is and which of its versions are kept; see `Store.history`."""
         checked = intake.check_scope(scope)
@@ -289,13 +294,13 @@ class Entries(Guidance):
         checked = intake.check_scope(scope)
         return await (await self.store()).deleted(checked, cursor=cursor, limit=limit)
 
-    async def restore(
+    async def restore_entry(
         self, principal: Principal, scope: str, key: str, version: int | None = None, *, if_digest: str | None = None
     ) -> EntryInfo:
-        """Make a kept version the entry again; None: the newest. See `Store.restore` for what it raises."""
+        """Make a kept version the entry again; None: the newest. See `Store.restore_entry` for what it raises."""
         checked = intake.check_scope(scope)
         check_access(principal, checked, "write")
-        return await (await self.store()).restore(
+        return await (await self.store()).restore_entry(
             checked, key, version, limits=self.settings.limits(checked), if_digest=intake.check_digest(if_digest)
         )
 
@@ -303,6 +308,14 @@ class Entries(Guidance):
         """Read and hash every value, of one scope or of all."""
         checked = None if scope is None else intake.check_scope(scope)
         return await (await self.store()).verify(checked)
+
+    async def back_up(self, path: Path) -> Archived:
+        """Write all entries as they are at one moment into an archive."""
+        return await (await self.store()).back_up(path)
+
+    async def restore(self, path: Path) -> Archived:
+        """Replace all entries by those of an archive; what was there is kept as versions."""
+        return await (await self.store()).restore(path)
 
     async def repair(self) -> Repair:
         """Look at the whole index, and make it anew if anything is wrong with it."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from iris_kv.errors import InvalidArgumentError, IrisError, NotFoundError
 
@@ -74,6 +74,22 @@ def json_problem(value: bytes) -> str | None:
     except (ValueError, RecursionError) as error:
         return str(error)
     return None
+
+
+def json_of(value: Mapping[Any, Any] | Sequence[Any]) -> str:
+    """Return the JSON text of what JSON was parsed to.
+
+    Raises:
+        InvalidArgumentError: A number is too large to be one, which the parser takes for infinite.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InvalidArgumentError(
+            "the value has a number that JSON cannot express (NaN, Infinity, or one as large as 1e999)",
+            "numbers are finite, and up to some 1.8e308",
+            "mend it, or send the value as text",
+        ) from None
 
 
 def quoted(text: str) -> str:

@@ -174,7 +174,7 @@ class Keep(Frozen):
     versions: int = 0
     """How many replaced versions of each entry."""
     deleted_ms: int = 0
-    """For how long a deleted entry and its versions."""
+    """For how long a deleted entry and its versions; 0: a deletion takes all with it that is kept of the entry."""
 
 
 KEEP_NOTHING: Final = Keep()
@@ -246,6 +246,11 @@ class Rebuilt(Frozen):
     damaged: tuple[Damage, ...]
     """The entries whose value is lost or damaged; they stay damaged until they are written again."""
 
+    @property
+    def found_anything(self) -> bool:
+        """Tell whether there was anything to make the index from."""
+        return bool(self.entries or self.versions or self.quarantined or self.damaged)
+
 
 class Repair(Frozen):
     """What a repair found and did."""
@@ -254,6 +259,15 @@ class Repair(Frozen):
     """What was wrong with the index; None: nothing."""
     rebuilt: Rebuilt | None
     """What the rebuild found; None: none was needed."""
+
+
+class Archived(Frozen):
+    """What a backup wrote, or a restore put back."""
+
+    entries: int
+    bytes: int
+    damaged: tuple[Damage, ...]
+    """The entries that are not in the archive, as their values were lost before."""
 
 
 class Change(Frozen):

@@ -76,8 +76,8 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ScopeSettings(_Table):
-    """The quota and the TTL of one scope."""
+class SeededScopeSettings(_Table):
+    """The quota and the TTL of a scope that holds copies of files, and so has no history."""
 
     quota_mb: Megabytes
     """Megabytes of 1,000,000 bytes: the sum of the scope's values."""
@@ -93,7 +93,7 @@ class HistorySettings(_Table):
     versions: Versions = 3
     """How many replaced versions of each entry; 0: none."""
     deleted_hours: DeletedHours = 24
-    """For how long a deleted entry can be restored; 0: it is gone at once."""
+    """For how long a deleted entry can be restored; 0: it is gone at once, with all that was kept of it."""
 
 
 class ScopeHistorySettings(_Table):
@@ -103,8 +103,8 @@ class ScopeHistorySettings(_Table):
     deleted_hours: DeletedHours | None = None
 
 
-class KeepingScopeSettings(ScopeSettings):
-    """The settings of a scope with a history: the others hold copies of files."""
+class ScopeSettings(SeededScopeSettings):
+    """The settings of a scope that programs write to."""
 
     history: ScopeHistorySettings = ScopeHistorySettings()
 
@@ -112,11 +112,11 @@ class KeepingScopeSettings(ScopeSettings):
 class ScopesSettings(_Table):
     """The settings of the five scopes."""
 
-    system: ScopeSettings = ScopeSettings(quota_mb=10, ttl_hours="never")
-    instructions: ScopeSettings = ScopeSettings(quota_mb=64, ttl_hours="never")
-    project: KeepingScopeSettings = KeepingScopeSettings(quota_mb=20, ttl_hours="never")
-    task: KeepingScopeSettings = KeepingScopeSettings(quota_mb=100, ttl_hours=30 * 24, renew=True)
-    artifacts: KeepingScopeSettings = KeepingScopeSettings(quota_mb=200, ttl_hours=14 * 24, renew=True)
+    system: SeededScopeSettings = SeededScopeSettings(quota_mb=10, ttl_hours="never")
+    instructions: SeededScopeSettings = SeededScopeSettings(quota_mb=64, ttl_hours="never")
+    project: ScopeSettings = ScopeSettings(quota_mb=20, ttl_hours="never")
+    task: ScopeSettings = ScopeSettings(quota_mb=100, ttl_hours=30 * 24, renew=True)
+    artifacts: ScopeSettings = ScopeSettings(quota_mb=200, ttl_hours=14 * 24, renew=True)
 
 
 class PromptSettings(_Table):
@@ -175,7 +175,7 @@ class Settings(BaseSettings):
 
     def limits(self, scope: Scope) -> Limits:
         """Return what the store enforces for a scope."""
-        table = cast("ScopeSettings", getattr(self.scopes, scope))
+        table = cast("SeededScopeSettings", getattr(self.scopes, scope))
         quota_bytes = int(table.quota_mb * MEGABYTE)
         return Limits(
             quota_bytes=quota_bytes,
@@ -185,8 +185,8 @@ class Settings(BaseSettings):
             keep=self._keep(table),
         )
 
-    def _keep(self, table: ScopeSettings) -> Keep:
-        if not isinstance(table, KeepingScopeSettings):
+    def _keep(self, table: SeededScopeSettings) -> Keep:
+        if not isinstance(table, ScopeSettings):
             return KEEP_NOTHING
         own, common = table.history, self.history
         hours = common.deleted_hours if own.deleted_hours is None else own.deleted_hours

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
+from tests.access.conftest import INITIALIZE, JSON
 
 if TYPE_CHECKING:
     from tests.access.conftest import Open
@@ -197,19 +199,35 @@ async def test_a_token_in_the_url_is_refused_and_not_logged(
     caplog.set_level(logging.DEBUG)
     async with open_server() as server, server.listening() as url, httpx2.AsyncClient() as client:
         token = server.token() if kind == "static" else JWT
-        # What the client itself logs is not ours.
-        caplog.set_level(logging.ERROR, "httpx2")
-        caplog.set_level(logging.ERROR, "httpcore2")
         answer = await client.get(
             url + path.format(token.replace("k", "%6b")), headers={"authorization": f"Bearer {token}"}
         )
 
+    # What the client itself logs is not ours.
+    ours = [record for record in caplog.records if not record.name.startswith(("httpx2", "httpcore2"))]
+    logged = "".join(f"{record.getMessage()} {record.exc_text}\n" for record in ours)
     assert answer.status_code == 400
     assert "a token is sent in the header" in answer.json()["detail"]
     assert token not in answer.text + str(answer.headers)
-    assert '"GET / HTTP/1.1" 400' in caplog.text
-    assert token not in caplog.text
-    assert token.replace("k", "%6b") not in caplog.text
+    assert '"GET / HTTP/1.1" 400' in logged
+    assert token not in logged
+    assert token.replace("k", "%6b") not in logged
+
+
+@pytest.mark.parametrize("before", ["", "Bearer+", "x", "a.b.", "eyJ", "key:"])
+async def test_a_jwt_is_found_wherever_it_stands_in_a_url(open_server: Open, before: str) -> None:
+    async with open_server() as server:
+        assert (await server.get(f"/api/who?key={before}{JWT}")).status_code == 400
+
+
+@pytest.mark.parametrize("part", ["eyJ", "eyJa.x.", "-eyJ_", "ikv.", "%65yJ"])
+async def test_a_url_that_almost_holds_tokens_keeps_nobody_waiting(open_server: Open, part: str) -> None:
+    async with open_server() as server:
+        before = time.process_time()
+        answer = await server.get(f"/api/who?key={part * (60_000 // len(part))}")
+
+    assert answer.status_code == 401
+    assert time.process_time() - before < 0.5
 
 
 async def test_a_key_that_only_looks_odd_is_no_token(open_server: Open) -> None:
@@ -217,6 +235,17 @@ async def test_a_key_that_only_looks_odd_is_no_token(open_server: Open) -> None:
         token = server.token()
         for query in ("key=token", "key=ikv_short", "key=a%26token%3Db", "prefix=eyJ.eyJ", "token_count=1"):
             assert (await server.get(f"/api/sandboxes/a/who?{query}", token)).status_code == 200
+
+
+async def test_a_line_break_behind_a_path_leads_nowhere(open_server: Open) -> None:
+    async with open_server() as server:
+        reader, writer = server.token("reader", scopes="kv:read"), server.token("writer", scopes="kv:write")
+        async with server.client(reader) as client:
+            mcp = await client.post("/sandboxes/a/mcp%0a", headers=JSON, json=INITIALIZE)
+        async with server.client(writer, peer="192.0.2.1") as client:
+            metrics = await client.get("/metrics%0a")
+
+    assert [answer.status_code for answer in (mcp, metrics)] == [404, 404]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ WRITES = {
     "cache_prune": {},
     "cache_clear": {"scope": "task", "confirm": True},
     "cache_seed": {},
+    "cache_restore": {"scope": "task", "key": "k"},
 }
 READS = {
     "get_instruction": {"tag": "research"},
@@ -78,6 +79,7 @@ READS = {
     "cache_list": {"scope": "task"},
     "cache_get": {"scope": "task", "key": "k"},
     "cache_stats": {},
+    "cache_history": {"scope": "task", "key": "k"},
 }
 
 

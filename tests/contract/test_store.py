@@ -812,14 +812,14 @@ async def test_a_restored_version_is_what_it_was_but_its_times_and_number(open_s
         await put(store, "k", b"two!", keep=KEPT)
         clock.move(2 * HOUR_MS)
 
-        restored = await store.restore("task", "k", 1, limits=limits_of())
+        restored = await store.restore_entry("task", "k", 1, limits=limits_of())
 
         times = {"updated_at": clock.at_ms, "expires_at": clock.at_ms + HOUR_MS, "version": 3}
         assert restored == first.model_copy(update=times)
         assert await store.get("task", "k") == Entry(info=restored, value=b"one")
         assert await versions_of(store, "k") == [2]
         assert await store.usage("task") == Usage(entries=1, bytes=3, kept=1, kept_bytes=4)
-        back = await store.restore("task", "k", limits=limits_of())
+        back = await store.restore_entry("task", "k", limits=limits_of())
         assert ((await store.get("task", "k")).value, back.version) == (b"two!", 4)
         assert await versions_of(store, "k") == [3]
 
@@ -844,7 +844,7 @@ async def test_a_deleted_entry_can_be_restored_until_its_time_is_over(open_store
         assert (history.live, history.kept[0], history.kept[1].kept_until) == (None, deleted, until)
         clock.move(24 * HOUR_MS - 1)
         await store.collect()
-        restored = await store.restore("task", "k", limits=limits_of())
+        restored = await store.restore_entry("task", "k", limits=limits_of())
         assert (restored.version, restored.created_at) == (3, live.created_at)
         assert (await store.get("task", "k")).value == b"two!"
         history = await store.history("task", "k")
@@ -857,7 +857,7 @@ async def test_a_deleted_entry_can_be_restored_until_its_time_is_over(open_store
         with pytest.raises(
             NotFoundError, match=r"not_found: no version of 'k' in task is kept; nothing is kept of it; "
         ):
-            await store.restore("task", "k", limits=limits_of())
+            await store.restore_entry("task", "k", limits=limits_of())
         assert await versions_of_nothing(store, "k") == "not_found"
         await store.collect()
         assert await store.usage("task") == Usage(entries=0, bytes=0)
@@ -872,7 +872,7 @@ async def test_versions_count_on_behind_what_is_kept_of_a_deleted_entry(open_sto
         assert again.version == 2
         await put(store, "k", b"three", keep=KEPT)
         assert await versions_of(store, "k") == [2, 1]
-        await store.restore("task", "k", 1, limits=limits_of())
+        await store.restore_entry("task", "k", 1, limits=limits_of())
         assert (await store.get("task", "k")).value == b"one"
         for n in range(9):
             await put(store, "k", bytes(n), keep=KEPT)
@@ -915,7 +915,7 @@ async def test_a_clear_can_be_undone_entry_by_entry_but_not_for_what_was_expired
         assert rest.next_cursor is None
         assert await versions_of_nothing(store, "gone") == "not_found"
         for key in ("a", "b", "c"):
-            await store.restore("task", key, limits=limits_of())
+            await store.restore_entry("task", key, limits=limits_of())
         assert [(await store.get("task", key)).value for key in ("a", "b", "c")] == [b"a2", b"b", b"c"]
         assert await versions_of(store, "a") == [1]
 
@@ -928,7 +928,7 @@ async def test_what_expired_is_not_kept(open_store, put, clock):
         clock.move(HOUR_MS)
         assert await versions_of_nothing(store, "k") == "expired"
         with pytest.raises(NotFoundError, match="nothing is kept"):
-            await store.restore("task", "k", 1, limits=limits_of())
+            await store.restore_entry("task", "k", 1, limits=limits_of())
         over = await put(store, "over", b"two", keep=KEPT)
         assert (await store.history("task", "over"), over.version) == (History(live=over, kept=()), 1)
         assert await store.collect() == Removed(entries=1, bytes=3)
@@ -940,9 +940,14 @@ async def test_nothing_is_kept_where_that_is_turned_off(open_store, put):
         for key in ("a", "b"):
             await put(store, key, b"one", keep=KEPT)
             await put(store, key, b"two", keep=KEPT)
+        await store.delete("task", "a", keep=KEPT)
+        await put(store, "a", b"three", keep=KEPT)
         await store.delete("task", "a")
         assert await versions_of_nothing(store, "a") == "not_found"
+        await put(store, "c", b"one", keep=KEPT)
+        await store.delete("task", "c", keep=KEPT)
         await store.clear("task")
+        assert await versions_of_nothing(store, "c") == "not_found"
         assert await versions_of_nothing(store, "b") == "not_found"
         assert await store.usage("task") == Usage(entries=0, bytes=0)
 
@@ -989,20 +994,20 @@ async def test_a_restore_is_checked_as_a_put_is_and_a_refused_one_changes_nothin
             (NotFoundError, {"version": -1}),
         ):
             with pytest.raises(error):
-                await store.restore("task", "k", **{"limits": limits_of(), **arguments})
+                await store.restore_entry("task", "k", **{"limits": limits_of(), **arguments})
         with pytest.raises(NotFoundError, match=r"no version 9 of 'k' in task is kept; kept are 1; take one of them"):
-            await store.restore("task", "k", 9, limits=limits_of())
+            await store.restore_entry("task", "k", 9, limits=limits_of())
         assert [*await everything(store), await store.history("task", "k")] == before
-        restored = await store.restore("task", "k", limits=limits_of(quota=57), if_digest=digest_of(b"two!")[:23])
+        restored = await store.restore_entry("task", "k", limits=limits_of(quota=57), if_digest=digest_of(b"two!")[:23])
         assert restored.digest == digest_of(b"one")
         await store.delete("task", "k", keep=KEPT)
-        await store.restore("task", "k", limits=limits_of(), if_digest="")
+        await store.restore_entry("task", "k", limits=limits_of(), if_digest="")
 
 
 @pytest.mark.parametrize("key", ["", "k" * 513, "\ud800", "a\0b"])
 async def test_refused_keys_have_no_history(open_store, key):
     async with open_store() as store:
-        for call in (store.history("task", key), store.restore("task", key, limits=limits_of())):
+        for call in (store.history("task", key), store.restore_entry("task", key, limits=limits_of())):
             with pytest.raises(InvalidArgumentError, match="the key "):
                 await call
         for wrong in ({"limit": 0}, {"cursor": "\ud800"}):
@@ -1015,9 +1020,9 @@ async def test_a_restore_is_told_as_a_write(open_store, put):
         await put(store, "k", b"one", keep=KEPT)
         await put(store, "k", b"two", keep=KEPT)
         start = (await store.changes(None)).next
-        await store.restore("task", "k", limits=limits_of())
+        await store.restore_entry("task", "k", limits=limits_of())
         await store.delete("task", "k", keep=KEPT)
-        await store.restore("task", "k", limits=limits_of())
+        await store.restore_entry("task", "k", limits=limits_of())
         assert [change.op for change in (await store.changes(start)).events] == ["update", "delete", "create"]
 
 
@@ -1029,6 +1034,6 @@ async def test_kept_versions_are_verified_and_survive_collection(open_store, put
         await store.delete("task", "b", keep=KEPT)
         await store.collect()
         assert await store.verify() == Verification(entries=1, bytes=3, kept=2, damaged=(), usage_matches=True)
-        await store.restore("task", "b", limits=limits_of())
-        await store.restore("task", "a", limits=limits_of())
+        await store.restore_entry("task", "b", limits=limits_of())
+        await store.restore_entry("task", "a", limits=limits_of())
         assert [(await store.get("task", key)).value for key in ("a", "b")] == [b"one", b"1"]

@@ -622,4 +622,4 @@ async def test_no_summary_outlives_its_scope_s_clearing(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             await workspace.get("task", "summary_m1")
         await context.summarize_message(long_message(1, id="m1"))
-        assert (await workspace.get("task", "summary_m1")).info.version == 1
+        assert (await workspace.get("task", "summary_m1")).info.version == 2

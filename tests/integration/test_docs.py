@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.surfaces.http_process import started
 
 from iris_kv.rollout import LiveRollout
 from iris_kv.settings import Settings
@@ -96,6 +99,29 @@ def test_the_rollout_files_of_the_page_are_valid(tmp_path: Path) -> None:
         (tmp_path / f"{number}.toml").write_text(block)
         assert LiveRollout(Settings(), [tmp_path / f"{number}.toml"]).errors == ()
     assert len(files) == 5
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands are curl's")
+def test_the_commands_with_curl_do_what_the_page_says(folder: Path) -> None:
+    ((_, block),) = blocks("http.md", "REST with curl")
+    here, _, elsewhere = block.rpartition("curl https://kv.example.com/")
+    home = {"HOME": str(folder / "home"), "XDG_CONFIG_HOME": str(folder / "home/.config")}
+    (folder / "work/notes.txt").write_text("first the schema\n")
+    (folder / "boxes").mkdir()
+
+    with started("--http", "127.0.0.1:0", "--workspace", str(folder / "work"), env=home) as server:
+        said = run(
+            ["sh", "-euc", here.replace("http://127.0.0.1:8765", server.url).replace("curl", "curl -sf")], folder
+        )
+    _, bash = next(block for block in blocks("operations.md", "Tokens"))
+    token = run(["sh", "-euc", bash], folder).split()[0]
+    with started("--http", "127.0.0.1:0", "--sandboxes", str(folder / "boxes"), env=home) as server:
+        made = run(["sh", "-euc", f"curl -sf {server.url}/{elsewhere}"], folder, TOKEN=token)
+
+    assert "first the schema\n" in said
+    assert said.count('"key":"notes"') == 2
+    assert json.loads(made) == {"id": "box-1"}
+    assert (folder / "boxes/box-1").is_dir()
 
 
 @pytest.mark.parametrize("row", re.findall(r"^\| \[.*clients/with_.*$", (DOCS / "http.md").read_text(), re.MULTILINE))

@@ -7,15 +7,16 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iris_kv.errors import CorruptError, NotFoundError
+from iris_kv.errors import CorruptError, NotFoundError, UnavailableError
 from iris_kv.model import Damage, Keep, Limits, Provenance, Verification, digest_of
 from iris_kv.store.files import FileStore
 
@@ -51,7 +52,7 @@ async def test_a_restore_names_the_file_anew_and_copies_nothing(workspace, open_
         before = file_of(workspace, b"one")
         inode = before.stat().st_ino
 
-        await store.restore("task", "k", limits=limits_of())
+        await store.restore_entry("task", "k", limits=limits_of())
 
         after = file_of(workspace, b"one")
         assert (after.stat().st_ino, after.stat().st_nlink) == (inode, 1)
@@ -69,7 +70,7 @@ async def test_where_a_file_has_one_name_only_a_restore_copies(workspace, open_f
         await put(store, "k", b"two")
         monkeypatch.setattr(os, "link", refuse)
 
-        await store.restore("task", "k", limits=limits_of())
+        await store.restore_entry("task", "k", limits=limits_of())
 
         assert (await store.get("task", "k")).value == b"one" * 50_000
         assert len(values_in(workspace)) == 2
@@ -86,9 +87,9 @@ async def test_a_damaged_version_is_never_restored_and_told_once(workspace, open
         with pytest.raises(
             CorruptError, match=r"corrupt: the stored bytes of version 1 of 'k' in task .*; restore anoth"
         ):
-            await store.restore("task", "k", 1, limits=limits_of())
+            await store.restore_entry("task", "k", 1, limits=limits_of())
         with pytest.raises(NotFoundError, match="kept are 2"):
-            await store.restore("task", "k", 1, limits=limits_of())
+            await store.restore_entry("task", "k", 1, limits=limits_of())
         assert (await store.get("task", "k")).value == b"live"
         assert (await store.usage("task")).kept == 1
 
@@ -139,11 +140,40 @@ async def test_a_version_outlives_the_process_and_another_one_restores_it(worksp
         await put(one, "k", b"one")
         await two.delete("task", "k", keep=KEPT)
         assert (await one.deleted("task")).entries[0].digest == digest_of(b"one")
-        await one.restore("task", "k", limits=limits_of())
+        await one.restore_entry("task", "k", limits=limits_of())
         assert (await two.get("task", "k")).value == b"one"
     async with open_file_store() as store:
         await store.collect()
         assert (await store.get("task", "k")).value == b"one"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "iris-kv-test", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_on_a_full_disk_kept_versions_make_room(small_disk, open_file_store, put, chunked):
+    async def chunks(value: bytes) -> AsyncGenerator[bytes]:
+        for start in range(0, len(value), 300_000):
+            yield value[start : start + 300_000]
+
+    async with open_file_store(small_disk) as store:
+        for n in range(20):
+            value = bytes([n]) * 700_000
+            given = chunks(value) if chunked else value
+            await put(store, "k", given, scope="project" if n % 2 else "task", quota=10**8, keep=KEPT)
+        assert (await store.get("project", "k")).value == value
+        await store.delete("project", "k", keep=KEPT)
+        await put(store, "other", b"x" * 1_200_000, quota=10**8, max_value=10**8)
+        assert (await store.verify()).damaged == ()
+        with pytest.raises(UnavailableError, match="the disk is full"):
+            await put(store, "more", b"x" * 2_000_000, quota=10**8, max_value=10**8)
+        assert (await store.verify()).damaged == ()
 
 
 # A kill at any step
@@ -164,8 +194,8 @@ WORKS: dict[str, Work] = {
     "evict": evict,
     "delete": lambda store: store.delete("task", "a", keep=KEPT),
     "clear": lambda store: store.clear("task", keep=KEPT),
-    "restore": lambda store: store.restore("task", "a", 3, limits=limits_of()),
-    "undelete": lambda store: store.restore("task", "c", limits=limits_of()),
+    "restore": lambda store: store.restore_entry("task", "a", 3, limits=limits_of()),
+    "undelete": lambda store: store.restore_entry("task", "c", limits=limits_of()),
 }
 
 

@@ -28,6 +28,8 @@ TOOLS = [
     "cache_prune",
     "cache_clear",
     "cache_seed",
+    "cache_history",
+    "cache_restore",
 ]
 TAGS = ["document_creation", "presentation", "research", "web_development"]
 FIXED_URIS = [

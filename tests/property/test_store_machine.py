@@ -124,7 +124,7 @@ class StoreMachine(RuleBasedStateMachine):
         limits = Limits(quota_bytes=quota, max_value_bytes=max_value, ttl_ms=1000, renew=False, keep=keep)
 
         def ask(store: Store) -> Coroutine:
-            return store.restore(scope, key, version, limits=limits, if_digest=if_digest)
+            return store.restore_entry(scope, key, version, limits=limits, if_digest=if_digest)
 
         self.check_quota(self.compare(ask), scope, quota)
 

@@ -255,7 +255,9 @@ def test_delete_says_what_was_deleted(cli: Cli) -> None:
     cli("put", "project", "k", "v")
     cli("put", "project", "j", "v")
 
-    assert cli("delete", "project", "k").text.startswith("deleted project 'k' 1 B text/plain sha256:")
+    text = cli("delete", "project", "k").text
+    assert text.startswith("deleted project 'k' 1 B text/plain sha256:")
+    assert text.endswith("\nundo it within 24 hours: iris-kv restore-entry project KEY\n")
     assert cli("delete", "project", "j", "--json").json["digest"] == digest(b"v")
     cli("get", "project", "k", code=3)
 
@@ -329,7 +331,15 @@ def test_stats_says_in_text_and_in_json_what_each_scope_holds(cli: Cli) -> None:
     lines = cli("stats").text.splitlines()
 
     assert [each["scope"] for each in data["scopes"]] == SCOPE_NAMES
-    project = {"scope": "project", "entries": 1, "bytes": 1500, "quota_bytes": 2_000_000, "ttl_hours": None}
+    project = {
+        "scope": "project",
+        "entries": 1,
+        "bytes": 1500,
+        "kept": 0,
+        "kept_bytes": 0,
+        "quota_bytes": 2_000_000,
+        "ttl_hours": None,
+    }
     assert data["scopes"][2] == project
     assert lines[2].split() == ["project", "1", "entries", "1.5", "kB", "of", "2.0", "MB"]
     assert lines[-1] == "4 instructions; prompt compact (phase_on in prompts/rollout.toml)"
@@ -365,7 +375,10 @@ def test_clear_empties_one_scope(cli: Cli) -> None:
     cli("put", "project", "k", "v")
     cli("put", "task", "k", "v")
 
-    assert cli("clear", "project", "--yes").text == "cleared project: 1 entries (1 B)\n"
+    assert cli("clear", "project", "--yes").text == (
+        "cleared project: 1 entries (1 B)\nundo it within 24 hours: iris-kv history project lists the keys,"
+        " iris-kv restore-entry project KEY restores one\n"
+    )
     assert cli("clear", "task", "--yes", "--json").json == {"entries": 1, "bytes": 1}
 
 
@@ -410,7 +423,7 @@ def test_verify_reads_every_value(cli: Cli) -> None:
     cli("put", "task", "k", "4")
 
     assert cli("verify").text == "verified 2 entries (4 B), 0 damaged\n"
-    sound = {"entries": 1, "bytes": 1, "damaged": [], "usage_matches": True, "repair": None}
+    sound = {"entries": 1, "bytes": 1, "kept": 0, "damaged": [], "usage_matches": True, "repair": None}
     assert cli("verify", "task", "--json").json == sound
 
 
@@ -445,6 +458,37 @@ def test_repair_makes_a_damaged_index_anew_and_says_what_came_of_it(cli: Cli, ca
     assert "the index of this cache is lost or damaged: making it anew from 2 files" in caplog.messages
     assert cli("get", "task", "l").text == "4567"
     assert cli("repair", "--json").json == {"problem": None, "rebuilt": None}
+
+
+def test_a_backup_can_be_restored(cli: Cli, tmp_path: Path) -> None:
+    archive = str(tmp_path / "store.tar")
+    cli("put", "project", "k", "123")
+    assert cli("backup", archive).text == "backed up 1 entries (3 B)\n"
+    cli("put", "project", "k", "other")
+
+    assert cli("restore", archive).text == "restored 1 entries (3 B)\n"
+    assert cli("get", "project", "k").text == "123"
+    assert cli("backup", archive, "--json").json == {"entries": 1, "bytes": 3, "damaged": []}
+    assert cli("restore", archive, "--json").json == {"entries": 1, "bytes": 3, "damaged": []}
+
+
+def test_a_backup_without_a_damaged_value_ends_with_7(cli: Cli, tmp_path: Path) -> None:
+    cli("put", "project", "k", "123")
+    cli.flip_byte("project")
+
+    done = cli("backup", str(tmp_path / "store.tar"), code=7)
+
+    assert done.text == "not in it, as damaged before: project 'k'\nbacked up 0 entries (0 B)\n"
+    assert "1 damaged entries are not in the archive" in done.err
+
+
+def test_what_is_no_archive_is_not_restored(cli: Cli, tmp_path: Path) -> None:
+    cli("put", "project", "k", "123")
+    (tmp_path / "notes.txt").write_text("notes")
+
+    assert "the archive cannot be restored" in cli("restore", str(tmp_path / "notes.txt"), code=2).err
+    assert "the archive cannot be restored" in cli("restore", str(tmp_path / "nowhere"), code=2).err
+    assert cli("get", "project", "k").text == "123"
 
 
 def test_verify_mends_what_is_wrong_with_the_index_if_asked(cli: Cli) -> None:
@@ -534,9 +578,9 @@ def test_the_exit_codes_are_those_of_the_design() -> None:
     assert set(EXIT_CODES) == set(get_args(Code))
 
 
-@pytest.mark.parametrize("verb", ["get", "delete", "list", "stats", "prune", "verify", "repair"])
+@pytest.mark.parametrize("verb", ["get", "delete", "list", "stats", "prune", "verify", "repair", "backup"])
 def test_a_verb_that_only_reads_creates_no_cache(cli: Cli, verb: str) -> None:
-    arguments = {"get": ("project", "k"), "delete": ("project", "k"), "list": ("project",)}
+    arguments = {"get": ("project", "k"), "delete": ("project", "k"), "list": ("project",), "backup": ("x.tar",)}
 
     assert "this workspace has no cache yet" in cli(verb, *arguments.get(verb, ()), code=3).err
     assert list(cli.workspace.iterdir()) == []
@@ -545,7 +589,7 @@ def test_a_verb_that_only_reads_creates_no_cache(cli: Cli, verb: str) -> None:
 VERBS = [
     (), ("serve",), ("demo",), ("prompt",), ("instructions",), ("instructions", "list"), ("instructions", "show"),
     ("instructions", "check"), ("get",), ("put",), ("delete",), ("list",), ("stats",), ("prune",), ("clear",),
-    ("seed",), ("verify",), ("repair",), ("config",), ("doctor",),
+    ("seed",), ("verify",), ("repair",), ("backup",), ("restore",), ("config",), ("doctor",),
 ]  # fmt: skip
 
 

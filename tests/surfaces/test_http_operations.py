@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -42,6 +44,17 @@ async def answer(stream: SocketStream) -> str:
 def head(path: str, *headers: str, method: str = "POST") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Tell whether the server has neither closed nor reset a connection."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 # Health
@@ -146,6 +159,21 @@ async def test_metrics_count_tools_of_either_era_and_hold_no_names(era: Era, tmp
     assert "-name" not in text
 
 
+async def test_metrics_tell_values_from_what_clients_make_up(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "box").mkdir()
+    async with running(tmp_path, clock, shared=True) as server:
+        async with httpx2.AsyncClient(headers=server.bearer("backend"), base_url=server.url) as client:
+            await client.get("/api/sandboxes/box/kv-cache/value", params={"scope": "task", "key": "none"})
+            await client.request("MADE-UP", "/sandboxes/box/mcp")
+        read = await server.measured('iris_kv_operations_total{operation="rest:get_value",outcome="not_found"}')
+        other = await server.measured('iris_kv_operations_total{operation="mcp:other",outcome="refused"}')
+        async with httpx2.AsyncClient() as http:
+            text = (await http.get(f"{server.url}/metrics")).text
+
+    assert (read, other) == (1, 1)
+    assert "made-up" not in text.lower()
+
+
 # Limits
 
 
@@ -209,6 +237,26 @@ async def test_too_many_or_too_large_headers_are_refused(
         told = await answer(stream)
 
     assert told.startswith(f"HTTP/1.1 {status} ")
+
+
+async def test_a_long_path_counts_as_a_long_header(workspace: Path, clock: Clock) -> None:
+    async with running(workspace, clock) as server, httpx2.AsyncClient() as client:
+        found = await client.get(f"{server.url}/{'x' * 40_000}")
+
+    assert found.status_code == 431
+
+
+async def test_a_body_with_two_lengths_is_refused_and_what_follows_is_not_read(workspace: Path, clock: Clock) -> None:
+    smuggled = head("/healthz", method="GET")
+    path = "/api/sandboxes/default/kv-cache/value?scope=task&key=k"
+    async with running(workspace, clock) as server, await connected(server) as stream:
+        sent = head(path, f"content-length: {len(smuggled) + 5}", "transfer-encoding: chunked")
+        await stream.send(sent + b"0\r\n\r\n" + smuggled)
+        told = await answer(stream)
+
+    assert told.startswith("HTTP/1.1 400 ")
+    assert told.count("HTTP/1.1 ") == 1
+    assert "both Content-Length and Transfer-Encoding" in told
 
 
 async def test_each_token_has_its_own_rate(workspace: Path, clock: Clock) -> None:
@@ -301,6 +349,28 @@ async def test_one_connection_too_many_costs_the_one_idle_for_longest(workspace:
     assert (found.status_code, closed) == (200, "")
 
 
+async def test_connections_that_come_at_once_are_bounded_as_well(workspace: Path, clock: Clock) -> None:
+    limits = UNBOUNDED._replace(connections=UNBOUNDED.connections._replace(most=5))
+    async with running(workspace, clock, limits=limits) as server, AsyncExitStack() as stack:
+        # Without the loop in between, which then takes all of them in one turn.
+        burst = [stack.enter_context(socket.create_connection(server.address)) for _ in range(40)]
+        async with httpx2.AsyncClient() as client:
+            found = await client.get(f"{server.url}/healthz")
+        alive = [each for each in burst if is_open(each)]
+
+    assert (found.status_code, len(alive)) == (200, 4)
+
+
+async def test_a_client_that_takes_no_answers_is_left(workspace: Path, clock: Clock) -> None:
+    limits = UNBOUNDED._replace(connections=UNBOUNDED.connections._replace(stalled_s=0.1))
+    async with running(workspace, clock, limits=limits) as server, await connected(server) as stream:
+        await stream.send(head("/api/openapi.json", method="GET") * 500)
+        while not await server.measured('iris_kv_refused_requests_total{reason="too_slow"}'):
+            pass
+        while await server.measured("iris_kv_open_requests") > 1:
+            pass
+
+
 # Sandboxes
 
 
@@ -327,6 +397,20 @@ async def test_sandboxes_used_in_turn_are_closed_when_idle_or_too_many(tmp_path:
 
     assert open_at_the_end == set(names[-4:])
     assert open_when_idle == ()
+
+
+async def test_a_sandbox_that_is_not_there_closes_none_and_waits_for_none(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "box").mkdir()
+    async with running(tmp_path, clock, shared=True, open_limits=Limits(max_open=1)) as server:
+        async with httpx2.AsyncClient(headers=server.bearer("backend"), base_url=server.url) as client:
+            there = await client.get("/api/sandboxes/box/kv-cache/stats")
+            absent = await client.get("/api/sandboxes/none/kv-cache/stats")
+            still_open = server.platform.open_ids
+            async with server.platform.visit(ADMIN, "box"):
+                absent_while_in_use = await client.get("/api/sandboxes/none/kv-cache/stats")
+
+    assert [each.status_code for each in (there, absent, absent_while_in_use)] == [200, 404, 404]
+    assert still_open == ("box",)
 
 
 async def test_a_listener_keeps_its_sandbox_open_only_while_it_listens(tmp_path: Path, clock: Clock) -> None:

@@ -52,6 +52,9 @@ async def ask_everything(session: Session) -> None:
         ("cache_delete", {"scope": "task", "key": "k"}),
         ("cache_stats", {}),
         ("cache_prune", {}),
+        ("cache_history", {"scope": "artifacts", "key": "file"}),
+        ("cache_history", {"scope": "task"}),
+        ("cache_restore", {"scope": "task", "key": "k"}),
         ("cache_clear", {"scope": "task", "confirm": True}),
         ("cache_seed", {"force": True}),
     ):

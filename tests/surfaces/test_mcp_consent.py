@@ -11,7 +11,11 @@ from mcp.types import INTERNAL_ERROR, ElicitResult, ErrorData
 if TYPE_CHECKING:
     from tests.surfaces.conftest import Era, LocalSession, Open
 
-QUESTION = "Delete every entry of the scope 'task' of this workspace's cache? This cannot be undone."
+QUESTION = "Delete every entry of the scope 'task' of this workspace's cache? Each can be restored for 24 hours."
+UNDO = (
+    "; for 24 hours cache_history (profile full) or `iris-kv history` lists them, and cache_restore or"
+    " `iris-kv restore-entry` brings each back"
+)
 
 
 def answering(asked: list[str], answer: ElicitResult | ErrorData) -> Callable[..., Any]:
@@ -39,7 +43,7 @@ async def test_a_user_who_agrees_clears_the_scope(era: Era, open_server: Open) -
         left = await keys(session)
         other = await session.data("cache_list", scope="artifacts")
 
-    assert answer == "cleared task: 1 entries (5 bytes)"
+    assert answer == "cleared task: 1 entries (5 bytes)" + UNDO
     assert asked == [QUESTION]
     assert (left, len(other["entries"])) == ([], 1)
 
@@ -90,7 +94,7 @@ async def test_a_client_that_cannot_ask_must_confirm(era: Era, open_server: Open
         * 2
     )
     assert left == ["k"]
-    assert answer == "cleared task: 1 entries (5 bytes)"
+    assert answer == "cleared task: 1 entries (5 bytes)" + UNDO
 
 
 async def test_nobody_is_asked_about_what_cannot_be_cleared(era: Era, open_server: Open) -> None:

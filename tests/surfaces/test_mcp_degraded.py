@@ -33,6 +33,8 @@ STORE_CALLS = {
     "cache_prune": {},
     "cache_clear": {"scope": "task", "confirm": True},
     "cache_seed": {},
+    "cache_history": {"scope": "task"},
+    "cache_restore": {"scope": "task", "key": "k"},
 }
 
 
@@ -154,10 +156,9 @@ INDEX = ".iris/kv-cache/.store/index.db"
         (plant(".iris/kv-cache", link), "forbidden", (".iris/kv-cache is a link or not a folder", "rm .iris/kv-cache")),
         (plant(".iris", Path.touch), "forbidden", (".iris is a link or not a folder", "rm .iris")),
         (plant(INDEX, newer_index), "unavailable", ("the index has schema 99", "upgrade")),
-        (plant(INDEX, garbage), "corrupt", ("index.db is damaged", "stop all iris-kv processes")),
         (plant(INDEX, os.mkfifo), "forbidden", ("index.db is a link or not a regular file", "rm .store/index.db")),
     ],
-    ids=["link at .iris", "link at kv-cache", "file at .iris", "newer index", "garbage index", "FIFO index"],
+    ids=["link at .iris", "link at kv-cache", "file at .iris", "newer index", "FIFO index"],
 )
 async def test_what_keeps_the_store_shut_is_told_and_once_it_is_mended_the_same_process_works(
     era: Era, start: Start, workspace: Path, planted: Callable[[Path], Path], code: str, words: tuple[str, ...]
@@ -166,6 +167,16 @@ async def test_what_keeps_the_store_shut_is_told_and_once_it_is_mended_the_same_
     async with start(era, workspace) as session:
         await check_degraded(session, code, *words)
         path.unlink()
+        await check_working(session)
+
+
+async def test_a_damaged_index_is_made_anew_when_the_server_starts_and_while_it_runs(
+    era: Era, start: Start, workspace: Path
+) -> None:
+    path = plant(INDEX, garbage)(workspace)
+    async with start(era, workspace) as session:
+        await check_working(session)
+        garbage(path)
         await check_working(session)
 
 

@@ -80,6 +80,7 @@ async def test_keys_write_no_file_outside_the_cache(open_server: Open, workspace
         ({"metadata": {"a": 1}}, "'metadata.a' is '1': Input should be a valid string"),
         ({"value": 5}, "'value' is '5': Input should be a valid string"),
         ({"value": None}, "'value' is"),
+        ({"x" * 999: "k"}, f"'{'x' * 80}' is unknown; its arguments are scope"),
         ({"keys": "k"}, "'keys' is unknown (did you mean 'key'?); its arguments are scope, key, value, content_type?"),
     ],
     ids=str,

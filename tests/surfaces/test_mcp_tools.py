@@ -29,7 +29,8 @@ STANDARD = [
     "cache_delete",
     "cache_stats",
 ]
-FULL = [*STANDARD, "cache_prune", "cache_clear", "cache_seed"]
+FULL = [*STANDARD, "cache_prune", "cache_clear", "cache_seed", "cache_history", "cache_restore"]
+UNDO = "; for 24 hours cache_restore (profile full) or `iris-kv restore-entry` brings it back"
 SHIPPED = InstructionLibrary([InstructionSource(folder=shipped("instructions"), origin="shipped", label="shipped")])
 
 
@@ -94,7 +95,9 @@ async def test_a_profile_offers_its_tools_in_order_each_with_annotations(
     assert {name for name, hint in hints.items() if hint["read_only_hint"]} == {
         *("get_instruction", "list_instructions", "get_artifact", "get_project_summary"),
         *("cache_list", "cache_get", "cache_stats"),
+        *({"cache_history"} & set(names)),
     }
+    assert {name for name, hint in hints.items() if not hint["idempotent_hint"]} == {"cache_restore"} & set(names)
     destructive = {name for name, hint in hints.items() if hint["destructive_hint"]}
     assert destructive == {"cache_delete", "cache_prune", "cache_clear"} & set(names)
     assert {hint["open_world_hint"] for hint in hints.values()} == {False}
@@ -284,7 +287,7 @@ async def test_a_deleted_entry_is_gone_and_an_unknown_key_names_the_nearest(open
         refusal = await session.refusal("get_artifact", key="report/2025")
         empty = await session.refusal("cache_get", scope="task", key="a")
 
-    assert deleted == f'deleted "report/2025" from artifacts (1 bytes, digest {short_digest(digest_of(b"x"))})'
+    assert deleted == f'deleted "report/2025" from artifacts (1 bytes, digest {short_digest(digest_of(b"x"))})' + UNDO
     assert refusal.startswith("not_found: no entry 'report/2025' in artifacts; the nearest keys are \"report/2026\"")
     assert "none: task is empty" in empty
 
@@ -329,7 +332,15 @@ async def test_stats_show_what_each_scope_holds_and_may_hold(era: Era, open_serv
 
     assert [each["scope"] for each in stats["scopes"]] == ["system", "instructions", "project", "task", "artifacts"]
     assert task["scopes"] == [
-        {"scope": "task", "entries": 1, "bytes": 5, "quota_bytes": 100_000_000, "ttl_hours": 720.0}
+        {
+            "scope": "task",
+            "entries": 1,
+            "bytes": 5,
+            "kept": 0,
+            "kept_bytes": 0,
+            "quota_bytes": 100_000_000,
+            "ttl_hours": 720.0,
+        }
     ]
     assert (stats["instructions"], stats["instruction_errors"]) == (4, [])
     assert (stats["prompt_variant"], stats["prompt_reason"]) == ("compact", "phase_on in prompts/rollout.toml")

@@ -12,8 +12,8 @@ import pytest
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.model import SCOPES, Keep, Limits
 from iris_kv.settings import (
-    KeepingScopeSettings,
     ScopeSettings,
+    SeededScopeSettings,
     Settings,
     load_settings,
     settings_at_hand,
@@ -116,8 +116,8 @@ def test_layers_are_merged_setting_by_setting(workspace: Path, monkeypatch: pyte
 
     settings = load_settings(workspace, {"profile": "full"})
 
-    assert settings.scopes.task == KeepingScopeSettings(quota_mb=5, ttl_hours=2, renew=True)
-    assert settings.scopes.artifacts == KeepingScopeSettings(quota_mb=200, ttl_hours="never", renew=True)
+    assert settings.scopes.task == ScopeSettings(quota_mb=5, ttl_hours=2, renew=True)
+    assert settings.scopes.artifacts == ScopeSettings(quota_mb=200, ttl_hours="never", renew=True)
     assert settings.origins == {
         "profile": "argument",
         "scopes.artifacts.ttl_hours": "environment",
@@ -166,8 +166,8 @@ def test_a_partly_set_scope_keeps_its_own_defaults(workspace: Path) -> None:
 
     scopes = load_settings(workspace).scopes
 
-    assert scopes.system == ScopeSettings(quota_mb=3, ttl_hours="never", renew=False)
-    assert scopes.task == KeepingScopeSettings(quota_mb=3, ttl_hours=720, renew=True)
+    assert scopes.system == SeededScopeSettings(quota_mb=3, ttl_hours="never", renew=False)
+    assert scopes.task == ScopeSettings(quota_mb=3, ttl_hours=720, renew=True)
 
 
 @pytest.mark.parametrize(

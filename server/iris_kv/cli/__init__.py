@@ -14,6 +14,7 @@ from iris_kv import __version__
 from iris_kv.cli.clients import clients
 from iris_kv.cli.doctor import doctor_app
 from iris_kv.cli.entries import entries
+from iris_kv.cli.history import history_app
 from iris_kv.cli.library import library, prompts
 from iris_kv.cli.rollout import rollout
 from iris_kv.cli.safety import safety
@@ -38,6 +39,7 @@ app.add_typer(library, name="instructions")
 app.add_typer(rollout, name="rollout")
 app.add_typer(token, name="token")
 app.add_typer(entries)
+app.add_typer(history_app)
 app.add_typer(upkeep)
 app.add_typer(safety)
 app.add_typer(clients)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 
@@ -26,6 +28,7 @@ from iris_kv.instructions import LibraryError
 from iris_kv.location import Location
 from iris_kv.model import DAY_MS, Frozen, utc_text
 from iris_kv.settings import settings_at_hand
+from iris_kv.store.disks import SHARED, file_system
 from iris_kv.workspace import ScopeActivity, Workspace
 
 doctor_app = typer.Typer()
@@ -94,6 +97,7 @@ async def diagnose(workspace: str | None, arguments: dict[str, object]) -> Diagn
     problems += [f"{error.file}: {error.problem}" for error in found.library.errors]
     problems += found.prompts.errors
     problems += _place_problems(location)
+    notes += _place_notes(location)
     root = None if location is None else str(location.root)
     return Diagnosis(
         version=__version__,
@@ -139,6 +143,23 @@ async def _history(
 def _place_problems(location: Location | None) -> Iterator[str]:
     if location is not None and any(name in str(location.root).lower() for name in _SYNCED):
         yield "the workspace seems to be in a synced folder, which can damage a database: move it out"
+
+
+def _place_notes(location: Location | None) -> Iterator[str]:
+    kind = "" if location is None else _file_system(location.root)
+    if kind in SHARED:
+        yield (
+            f"the workspace is on a disk that other machines may use ({kind}): writes are slower there;"
+            " run servers for it on one machine at a time"
+        )
+
+
+def _file_system(folder: Path) -> str:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return file_system(handle)
+    finally:
+        os.close(handle)
 
 
 def _lines(found: Diagnosis) -> Iterator[str]:

@@ -26,6 +26,7 @@ from iris_kv.cli.output import (
     reported,
     run,
     show,
+    undo,
 )
 from iris_kv.errors import InvalidArgumentError, NotFoundError, TooLargeError
 from iris_kv.model import Entry, EntryInfo, short_digest, utc_text
@@ -109,7 +110,7 @@ def put(
             )
 
     info = run(work, as_json=as_json)
-    show(info, f"stored {_line(info)}", as_json=as_json)
+    show(info, f"stored {line(info)}", as_json=as_json)
 
 
 @entries.command()
@@ -123,12 +124,12 @@ def delete(
 ) -> None:
     """Delete an entry."""
 
-    async def work() -> EntryInfo:
+    async def work() -> tuple[EntryInfo, float]:
         async with opened(workspace, given(trust_owner=trust_owner)) as found:
-            return await found.delete(USER, scope, key, if_digest=if_digest)
+            return await found.delete(USER, scope, key, if_digest=if_digest), found.undo_hours(scope)
 
-    info = run(work, as_json=as_json)
-    show(info, f"deleted {_line(info)}", as_json=as_json)
+    info, hours = run(work, as_json=as_json)
+    show(info, f"deleted {line(info)}" + undo(hours, f"iris-kv restore-entry {scope} KEY"), as_json=as_json)
 
 
 @entries.command(name="list")
@@ -156,7 +157,7 @@ def list_entries(
                     return found
 
     found = run(work, as_json=as_json)
-    show(found, "\n".join(map(_line, found)) or f"no entries in {scope}", as_json=as_json)
+    show(found, "\n".join(map(line, found)) or f"no entries in {scope}", as_json=as_json)
 
 
 def _value(value: str | None, file: Path | None, most: int) -> bytes:
@@ -217,7 +218,8 @@ def _shown_value(value: bytes) -> dict[str, str]:
         return {"value_base64": base64.b64encode(value).decode("ascii")}
 
 
-def _line(info: EntryInfo) -> str:
+def line(info: EntryInfo) -> str:
+    """Return what is known of an entry, for people."""
     expires = "never" if info.expires_at is None else utc_text(info.expires_at)
     author = f"{info.provenance.author} via {info.provenance.face}"
     facts = f"{quantity(info.size)} {info.content_type} {short_digest(info.digest)}"

@@ -165,6 +165,11 @@ async def progress(doing: str) -> AsyncGenerator[None]:
         raise failure
 
 
+def undo(hours: float, verb: str) -> str:
+    """Return a line that says how a deletion is undone, to stand behind its result; nothing where it cannot be."""
+    return f"\nundo it within {hours:g} hours: {verb}" if hours else ""
+
+
 def quantity(n_bytes: int) -> str:
     """Return a number of bytes for people."""
     if n_bytes < 1000:

@@ -1,8 +1,9 @@
-"""The verbs that check a store, mend it, and keep a copy of it: verify, repair."""
+"""The verbs that check a store, mend it, and keep a copy of it: verify, repair, backup, restore."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,7 @@ from iris_kv.cli.output import (
     show,
 )
 from iris_kv.errors import CorruptError
-from iris_kv.model import Repair, Verification
+from iris_kv.model import Archived, Repair, Verification
 
 safety = typer.Typer()
 
@@ -53,7 +54,8 @@ def verify(
     lines += [f"damaged: {each.scope} {each.key!r}: {each.problem}" for each in report.damaged]
     if not report.usage_matches:
         lines.append("the kept usage differs from the sum of the entries")
-    lines.append(f"verified {report.entries} entries ({quantity(report.bytes)}), {len(report.damaged)} damaged")
+    kept = f" and {report.kept} kept versions" if report.kept else ""
+    lines.append(f"verified {report.entries} entries ({quantity(report.bytes)}){kept}, {len(report.damaged)} damaged")
     show(report, "\n".join(lines), as_json=as_json)
     with reported(as_json=as_json):
         _check_sound(report)
@@ -69,6 +71,57 @@ def repair(workspace: WorkspaceOption = None, trust_owner: TrustOption = False, 
 
     report = run(work, as_json=as_json)
     show(report, "\n".join(_repair_lines(report)), as_json=as_json)
+
+
+@safety.command(short_help="Write all entries into an archive.")
+def backup(
+    file: Annotated[Path, typer.Argument(help="The archive, a tar; one of that name is replaced.")],
+    workspace: WorkspaceOption = None,
+    trust_owner: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write all entries as they are at one moment into an archive, while servers run."""
+
+    async def work() -> Archived:
+        async with opened(workspace, given(trust_owner=trust_owner)) as found, progress("backing up"):
+            return await found.back_up(file)
+
+    report = run(work, as_json=as_json)
+    lines = [f"not in it, as damaged before: {each.scope} {each.key!r}" for each in report.damaged]
+    lines.append(f"backed up {report.entries} entries ({quantity(report.bytes)})")
+    show(report, "\n".join(lines), as_json=as_json)
+    with reported(as_json=as_json):
+        _check_complete(report)
+
+
+@safety.command(short_help="Replace all entries by those of an archive.")
+def restore(
+    file: Annotated[Path, typer.Argument(help="An archive of backup.")],
+    workspace: WorkspaceOption = None,
+    trust_owner: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace all entries by those of an archive, at once or not at all, while servers run.
+
+    What was there is kept as older versions.
+    """
+
+    async def work() -> Archived:
+        arguments = given(trust_owner=trust_owner)
+        async with opened(workspace, arguments, create=True) as found, progress("restoring"):
+            return await found.restore(file)
+
+    report = run(work, as_json=as_json)
+    show(report, f"restored {report.entries} entries ({quantity(report.bytes)})", as_json=as_json)
+
+
+def _check_complete(report: Archived) -> None:
+    if report.damaged:
+        raise CorruptError(
+            f"{len(report.damaged)} damaged entries are not in the archive",
+            "all others are, and were verified",
+            "write them again, or delete their keys",
+        )
 
 
 def _repair_lines(report: Repair) -> Iterator[str]:

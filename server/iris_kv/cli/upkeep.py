@@ -26,6 +26,7 @@ from iris_kv.cli.output import (
     reported,
     run,
     show,
+    undo,
 )
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.instructions import LibraryError
@@ -47,6 +48,7 @@ def stats(workspace: WorkspaceOption = None, trust_owner: TrustOption = False, a
     data = run(work, as_json=as_json)
     lines = [
         f"{each.scope:<13}{each.entries:>8} entries {quantity(each.bytes):>12} of {quantity(each.quota_bytes)}"
+        + (f", and {each.kept} kept versions of {quantity(each.kept_bytes)}" if each.kept else "")
         for each in data.scopes
     ]
     lines.append(f"{data.instructions} instructions; prompt {data.prompt_variant} ({data.prompt_reason})")
@@ -88,12 +90,14 @@ def clear(
         note("nothing was deleted")
         raise SystemExit(1)
 
-    async def work() -> Removed:
+    async def work() -> tuple[Removed, float]:
         async with opened(workspace, given(trust_owner=trust_owner)) as found, progress(f"clearing {scope}"):
-            return await found.clear(USER, scope)
+            return await found.clear(USER, scope), found.undo_hours(scope)
 
-    removed = run(work, as_json=as_json)
-    show(removed, f"cleared {scope}: {removed.entries} entries ({quantity(removed.bytes)})", as_json=as_json)
+    removed, hours = run(work, as_json=as_json)
+    done = f"cleared {scope}: {removed.entries} entries ({quantity(removed.bytes)})"
+    how = undo(hours, f"iris-kv history {scope} lists the keys, iris-kv restore-entry {scope} KEY restores one")
+    show(removed, done + how, as_json=as_json)
 
 
 @upkeep.command(short_help="Write instructions and prompts to the cache.")

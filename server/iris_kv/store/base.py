@@ -179,7 +179,7 @@ class Store(Protocol):
         """Return a page of at most `limit` (from 1 up) entries that were deleted and can be restored."""
         ...
 
-    async def restore(
+    async def restore_entry(
         self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
     ) -> EntryInfo:
         """Make a kept version the entry again: a put of its value, metadata and provenance, its TTL counted anew.

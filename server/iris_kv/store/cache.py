@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+import sqlite3
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iris_kv.errors import IrisError
 from iris_kv.model import Clock, Face, Rebuilt, Watch
+from iris_kv.store.disks import is_shared
 from iris_kv.store.folders import CacheFolders, create_file, write_all
 from iris_kv.store.hints import last_logged
 from iris_kv.store.index import Index
 from iris_kv.store.lock import WriteLock
 from iris_kv.store.rebuild import rebuild_index
 from iris_kv.store.recovery import RecoveryLog
-from iris_kv.store.schema import DamagedIndexError, index_exists
+from iris_kv.store.schema import DamagedIndexError, explained, index_exists
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,7 @@ class CacheOptions(NamedTuple):
     trust_owner: bool
     lock_timeout_s: float
     watch: Watch
+    shared_disk: bool | None
 
 
 class OpenCache:
@@ -55,9 +58,24 @@ class OpenCache:
             self.recovery: Final = RecoveryLog(self.folders.store)
             self.rebuilt: Rebuilt | None = None
             """What was found when the index was made anew to be opened; None: it was whole."""
+            self._is_shared = is_shared(self.folders.store) if options.shared_disk is None else options.shared_disk
             self.index: Final = self._open_index(options)
             opened.callback(self.index.close)
             self._opened = opened.pop_all()
+
+    def _connected(self, options: CacheOptions) -> Index:
+        """Connect to the index; WAL needs memory that all processes share, which a disk of several machines has not."""
+        guard = self.lock.shared if self._is_shared else nullcontext
+        index = Index(self.folders.store, durable=options.durable, guard=guard)
+        try:
+            mode = "truncate" if self._is_shared else "wal"
+            if index.writer.journal_mode() != mode:
+                with self.lock.held():
+                    index.writer.set_journal_mode(mode)
+        except sqlite3.Error as error:
+            index.close()
+            raise explained(error) from error
+        return index
 
     def _open_index(self, options: CacheOptions) -> Index:
         """Return the index, which is made anew where it is lost or damaged.
@@ -68,15 +86,17 @@ class OpenCache:
         index = None
         with suppress(DamagedIndexError):
             if index_exists(self.folders.store, trust_owner=options.trust_owner):
-                index = Index(self.folders.store, durable=options.durable)
+                index = self._connected(options)
                 if index.readers.last_change() >= logged:
                     return index
         with self.lock.held():
             if index is not None:
                 index.close()
             if self.folders.index_identity() == seen:
-                self.rebuilt = self.rebuild(options.clock.now_ms())
-        return Index(self.folders.store, durable=options.durable)
+                result = self.rebuild(options.clock.now_ms())
+                # A cache that is created for the first time is not mended.
+                self.rebuilt = result if seen is not None or result.found_anything else None
+        return self._connected(options)
 
     def rebuild(self, now_ms: int) -> Rebuilt:
         """Make the index anew, and put the present one aside; the write lock must be held.
@@ -118,6 +138,7 @@ class OpenCache:
         """
         with self._opened, suppress(IrisError, OSError), self.lock.held():
             self.index.close()
+            self.lock.sign_off()
 
     def abandon(self) -> None:
         """Close the plain descriptors behind a fork; SQLite's connections must not cross one, nor be closed."""

@@ -13,9 +13,11 @@ from anyio import CancelScope, move_on_after
 
 from iris_kv.errors import ExpiredError, NotFoundError
 from iris_kv.model import KEEP_NOTHING, SCOPES, Unwatched
+from iris_kv.store.backup import back_up
 from iris_kv.store.base import HeldReader
 from iris_kv.store.cache import CacheOptions
 from iris_kv.store.checks import Listing, PutRequest
+from iris_kv.store.restore import restore
 from iris_kv.store.threads import StoreThreads
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from iris_kv.model import (
         Activity,
+        Archived,
         Changes,
         Clock,
         Entry,
@@ -69,6 +72,7 @@ class FileStore:
         trust_owner: bool = False,
         lock_timeout_s: float = 10.0,
         watch: Watch | None = None,
+        shared_disk: bool | None = None,
     ) -> FileStore:
         """Open the store of a workspace.
 
@@ -81,6 +85,8 @@ class FileStore:
             trust_owner: Accept a cache that another user owns.
             lock_timeout_s: How long a write waits for another process's write.
             watch: Is told of reads and of waits; None: nobody is.
+            shared_disk: Whether other machines may use the disk, too, so that SQLite's WAL cannot be
+                used; None: as the type of its file system says.
 
         Raises:
             NotFoundError: There is no cache and `create` is False.
@@ -89,7 +95,9 @@ class FileStore:
             CorruptError: The index is damaged.
         """
         told = watch or Unwatched()
-        store = cls(CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s, told))
+        store = cls(
+            CacheOptions(workspace, clock, face, create, durable, trust_owner, lock_timeout_s, told, shared_disk)
+        )
         await store._here.read(store._here.engine.cache)
         return store
 
@@ -174,10 +182,10 @@ class FileStore:
         here = self._threads
         return await here.read(lambda: here.versions.deleted(scope, cursor, limit))
 
-    async def restore(
+    async def restore_entry(
         self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
     ) -> EntryInfo:
-        """See `Store.restore`; the value's file gets another name, and no byte is copied."""
+        """See `Store.restore_entry`; the value's file gets another name, and no byte is copied."""
         here = self._threads
         info = await here.write(lambda: here.versions.restore(scope, key, version, limits, if_digest))
         here.note_written(scope)
@@ -231,6 +239,18 @@ class FileStore:
         repair = await here.write(here.upkeep.repair)
         here.note_written(*SCOPES)
         return repair
+
+    async def back_up(self, path: Path) -> Archived:
+        """Write all entries as they are at one moment into an archive; see `back_up`."""
+        here = self._threads
+        return await here.read(lambda: back_up(here.engine, path))
+
+    async def restore(self, path: Path) -> Archived:
+        """Replace all entries by those of an archive; see `restore`."""
+        here = self._threads
+        restored = await here.write(lambda: restore(here.engine, path))
+        here.note_written(*SCOPES)
+        return restored
 
     async def count(self, day: str, deltas: Mapping[str, int]) -> None:
         """See `Store.count`."""
@@ -325,7 +345,7 @@ async def _put_chunks(here: StoreThreads, request: PutRequest, chunks: AsyncIter
     upload = await here.write(lambda: here.writing.begin(request))
     try:
         async for chunk in chunks:
-            await here.write(lambda chunk=chunk: upload.write(chunk))
+            await here.write(lambda chunk=chunk: here.writing.write(upload, chunk))
         return await here.write(lambda: here.writing.commit(request, upload))
     finally:
         with CancelScope(shield=True):

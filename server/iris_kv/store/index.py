@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from iris_kv.errors import UncertainError
-from iris_kv.model import Operation, Removed, Scope
+from iris_kv.model import SCOPES, Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
 from iris_kv.store.queries import ROW, Kept, KeptFor, Queries, Row, Snapshot
 from iris_kv.store.schema import INDEX, check_schema, connect, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    Guard = Callable[[], AbstractContextManager[None]]
 
 _STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({ROW}) VALUES({','.join('?' * 16)})"
 
@@ -34,40 +37,40 @@ _KEEP: Final = (
 class Readers(Queries):
     """Queries from any thread, each on a connection that is lent from a pool; needs no lock."""
 
-    def __init__(self, folder: int, *, durable: bool) -> None:
+    def __init__(self, folder: int, *, durable: bool, guard: Guard) -> None:
         """Connect when first asked; as many connections are kept as threads asked at once."""
+        self._guard = guard
         self._folder = folder
         self._durable = durable
         self._idle: deque[sqlite3.Connection] = deque()
 
-    def _lend(self) -> sqlite3.Connection:
+    @contextmanager
+    def _lent(self) -> Generator[sqlite3.Connection]:
         try:
-            return self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            return connect(self._folder, durable=self._durable)
-
-    def _fetch(self, sql: str, values: Sequence[str | int] = ()) -> list[Any]:
-        connection = self._lend()
+            connection = connect(self._folder, durable=self._durable)
         try:
-            return connection.execute(sql, values).fetchall()
+            yield connection
         except sqlite3.Error as error:
             raise explained(error) from error
         finally:
             self._idle.append(connection)
+
+    def _fetch(self, sql: str, values: Sequence[str | int] = ()) -> list[Any]:
+        with self._guard(), self._lent() as connection:
+            return connection.execute(sql, values).fetchall()
 
     @contextmanager
     def snapshot(self) -> Generator[Queries]:
         """Answer several queries from one moment of the index."""
-        connection = self._lend()
-        try:
-            connection.execute("BEGIN")
-            yield Snapshot(connection)
-        except sqlite3.Error as error:
-            raise explained(error) from error
-        finally:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            self._idle.append(connection)
+        with self._guard(), self._lent() as connection:
+            try:
+                connection.execute("BEGIN")
+                yield Snapshot(connection)
+            finally:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close every connection; none may be lent."""
@@ -167,14 +170,21 @@ class Writer(Snapshot):
         """Keep those replaced versions of a scope no longer that are to go with their entries; in a transaction."""
         self._connection.execute("DELETE FROM version WHERE scope=? AND op='update' AND kept_until IS NULL", (scope,))
 
+    def drop_all_kept(self, scope: Scope) -> None:
+        """Keep nothing of a scope any longer; inside a transaction."""
+        self._connection.execute("DELETE FROM version WHERE scope=?", (scope,))
+
     def add_usage(self, scope: Scope, n: int, size: int) -> None:
         """Add to a scope's usage; inside a transaction."""
         self._connection.execute("UPDATE usage SET n=n+?, bytes=bytes+? WHERE scope=?", (n, size, scope))
 
     def recount(self, scope: Scope) -> None:
-        """Set a scope's usage to the sum of its entries; inside a transaction."""
-        summed = self.summed_usage(scope)
-        self._connection.execute("UPDATE usage SET n=?, bytes=? WHERE scope=?", (summed.entries, summed.bytes, scope))
+        """Set a scope's usage to the sums of its entries and of what is kept; inside a transaction."""
+        sums = self.summed_usage(scope)
+        self._connection.execute(
+            "UPDATE usage SET n=?, bytes=?, kept_n=?, kept_bytes=? WHERE scope=?",
+            (sums.entries, sums.bytes, sums.kept, sums.kept_bytes, scope),
+        )
 
     def note_write(self, scope: Scope, at_ms: int, by: str) -> None:
         """Write down who wrote to a scope last; inside a transaction."""
@@ -197,6 +207,11 @@ class Writer(Snapshot):
         """Append to the change feed and return the change's number; inside a transaction."""
         sql = "INSERT INTO change(scope, key, op, at, origin) VALUES(?,?,?,?,?)"
         return cast("int", self._connection.execute(sql, (scope, key, op, at_ms, origin)).lastrowid)
+
+    def skip_changes(self, n: int, at_ms: int, origin: str) -> None:
+        """Use up the next numbers of the change feed, the last of them for a change of all; inside a transaction."""
+        sql = "INSERT INTO change SELECT max(seq)+?, ?, '', 'clear', ?, ? FROM change"
+        self._connection.execute(sql, (max(n, 1), SCOPES[0], at_ms, origin))
 
     def trim_changes(self) -> None:
         """Forget all but the newest changes; inside a transaction."""
@@ -222,6 +237,14 @@ class Writer(Snapshot):
         """Note a fact; inside a transaction."""
         self._connection.execute("INSERT OR REPLACE INTO meta(k, v) VALUES(?,?)", (key, value))
 
+    def journal_mode(self) -> str:
+        """Return SQLite's name of how the index is written, such as `wal`."""
+        return self._connection.execute("PRAGMA journal_mode").fetchone()[0]
+
+    def set_journal_mode(self, mode: Literal["wal", "truncate"]) -> None:
+        """Set how the index is written; `wal` is for all processes and for good, `truncate` for this connection."""
+        self._connection.execute(f"PRAGMA journal_mode={mode}").fetchall()
+
     def checkpoint(self) -> None:
         """Move the write-ahead log into the index."""
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -234,12 +257,18 @@ class Writer(Snapshot):
 class Index:
     """The index of one store: its readers, its writer, and which file it is."""
 
-    def __init__(self, folder: int, *, durable: bool) -> None:
-        """Connect to the index in the `.store` folder, which must exist (see `create_index`)."""
+    def __init__(self, folder: int, *, durable: bool, guard: Guard = nullcontext) -> None:
+        """Connect to the index in the `.store` folder, which must exist.
+
+        Args:
+            folder: The handle of `.store`.
+            durable: Whether a commit survives a power cut.
+            guard: What readers hold while they ask; WAL needs nothing.
+        """
         found = os.stat(INDEX, dir_fd=folder, follow_symlinks=False)
         self.identity: Final = (found.st_dev, found.st_ino)
         self.writer: Final = Writer(connect(folder, durable=durable))
-        self.readers: Final = Readers(folder, durable=durable)
+        self.readers: Final = Readers(folder, durable=durable, guard=guard)
 
     def close(self) -> None:
         """Close every connection; nobody may be using them."""

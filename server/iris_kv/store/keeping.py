@@ -31,11 +31,12 @@ def keep_replaced(cache: OpenCache, old: Row, kept: Sequence[Kept], keep: Keep, 
 
 
 def keep_deleted(cache: OpenCache, row: Row, keep: Keep, seq: int, now: int) -> list[str]:
-    """Keep an entry that the change `seq` is about to delete, and its versions."""
-    if not keep.deleted_ms:
-        return [row.file, *end_versions(cache, row)]
+    """Keep an entry that the change `seq` is about to delete, and its versions; or nothing of it, ever."""
     writer, until = cache.index.writer, now + keep.deleted_ms
-    deleted = [each for each in writer.kept(row.scope, row.key) if each.op != "update"]
+    kept = writer.kept(row.scope, row.key)
+    if not keep.deleted_ms:
+        return [row.file, *_drop(cache, kept)]
+    deleted = [each for each in kept if each.op != "update"]
     writer.keep_replaced(row.scope, row.key, until)
     if not _is_whole(cache, row):
         return [row.file]
@@ -49,7 +50,9 @@ def keep_cleared(cache: OpenCache, scope: Scope, keep: Keep, seq: int, now: int,
     if keep.deleted_ms:
         writer.keep_scope(scope, Ended(seq, now, "clear", now + keep.deleted_ms))
         _drop(cache, writer.surplus_deleted(scope))
-    writer.drop_replaced(scope)
+        writer.drop_replaced(scope)
+    else:
+        writer.drop_all_kept(scope)
     named = writer.kept_files(scope)
     gone = named.difference(files)
     if gone:
@@ -58,7 +61,7 @@ def keep_cleared(cache: OpenCache, scope: Scope, keep: Keep, seq: int, now: int,
 
 
 def end_versions(cache: OpenCache, row: Row) -> list[str]:
-    """Keep the versions of an entry no longer, as it expires or leaves nothing behind."""
+    """Keep the versions of an entry no longer, as it expires."""
     kept = cache.index.writer.kept(row.scope, row.key)
     return _drop(cache, [each for each in kept if each.op == "update" and each.until is None])
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOCK: Final = "lock"
 _RECORD_BYTES: Final = 256
+_OTHER_KERNEL_S: Final = 900
+_SHARED_LOOK_S: Final = 0.002
 _LOOK_S: Final = 0.05
 """How often a wait looks whether its task was cancelled: nothing can wake a thread for that."""
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -65,13 +67,56 @@ class WriteLock:
                 yield False
                 return
             try:
-                with suppress(OSError):
-                    os.pwrite(handle, _own_record(os.getpid()), 0)
+                self._refuse_other_kernel(handle)
+                self._sign(_own_record(os.getpid()))
                 yield True
             finally:
                 self._release(handle)
         finally:
             self._mutex.release()
+
+    @contextmanager
+    def shared(self) -> Generator[None]:
+        """Keep writers out and let other readers in, where SQLite's own locks cannot be trusted.
+
+        Raises:
+            BusyError: A writer did not end within the timeout.
+        """
+        handle = self._open()
+        until = time.monotonic() + self._timeout_s
+        try:
+            while not _is_locked_shared(handle):
+                if time.monotonic() > until:
+                    raise self._busy()
+                check_cancelled()
+                time.sleep(_SHARED_LOOK_S)
+            yield
+        finally:
+            os.close(handle)
+
+    def sign_off(self) -> None:
+        """Say that this process writes no more; the lock must be held. Whoever still does says so with its next write."""
+        self._sign(_record({}))
+
+    def _sign(self, record: bytes) -> None:
+        with suppress(OSError):
+            os.pwrite(self._handle, record, 0)
+
+    def _refuse_other_kernel(self, handle: int) -> None:
+        """Refuse to write while another machine, or a container with a kernel of its own, does: it sees no lock of ours.
+
+        One that serves writes at least every eleven minutes, as it collects.
+        """
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            other = cast("dict[str, object]", json.loads(os.pread(handle, _RECORD_BYTES, 0)))
+            own = cast("dict[str, object]", json.loads(_own_record(os.getpid())))
+            is_foreign = other["boot"] != own["boot"] and other["host"] != own["host"]
+            if is_foreign and abs(time.time() - os.fstat(handle).st_mtime) < _OTHER_KERNEL_S:
+                raise UnavailableError(
+                    f"another machine or container, {other['host']}, writes to this cache (process {other['pid']})",
+                    "its locks are not seen here, so this side only reads",
+                    "run the server on one side only; this one writes again 15 minutes after the other's last write",
+                )
 
     def is_current(self) -> bool:
         """Tell whether the lock file still has a name; without one, others lock another file."""
@@ -196,6 +241,14 @@ class _Waiter(threading.Thread):
                 os.close(self._lock_handle)
 
 
+def _is_locked_shared(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def check_cancelled() -> None:
     """Raise if the task that waits for this thread was cancelled; a thread that none waits for goes on."""
     with suppress(RuntimeError):
@@ -204,7 +257,10 @@ def check_cancelled() -> None:
 
 @cache
 def _own_record(pid: int) -> bytes:
-    record = {"pid": pid, "host": socket.gethostname()[:64], "boot": _boot_id()}
+    return _record({"pid": pid, "host": socket.gethostname()[:64], "boot": _boot_id()})
+
+
+def _record(record: dict[str, object]) -> bytes:
     return json.dumps(record).ljust(_RECORD_BYTES - 1).encode()[: _RECORD_BYTES - 1] + b"\n"
 
 

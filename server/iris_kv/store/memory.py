@@ -197,10 +197,10 @@ class MemoryStore:
         ]
         return KeptPage(entries=tuple(found[:limit]), next_cursor=found[limit - 1].key if len(found) > limit else None)
 
-    async def restore(
+    async def restore_entry(
         self, scope: Scope, key: str, version: int | None = None, *, limits: Limits, if_digest: str | None = None
     ) -> EntryInfo:
-        """See `Store.restore`."""
+        """See `Store.restore_entry`."""
         names.check_key(key)
         check_if_digest(if_digest)
         kept = self._kept(scope, key)

@@ -60,7 +60,7 @@ class MemoryVersions:
         deleted = sorted(live, key=lambda entry: entry.info.key)
         keys = {entry.info.key for entry in deleted}
         if not keep.deleted_ms:
-            self.drop(scope, [each for each in self._held[scope] if each.version.key in keys and each.goes_with_entry])
+            self.drop(scope, [each for each in self._held[scope] if each.version.key in keys or op == "clear"])
             return
         until = now + keep.deleted_ms
         self._held[scope] = [

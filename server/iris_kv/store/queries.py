@@ -245,18 +245,22 @@ class Snapshot(Queries):
 
 
 def _row(values: Sequence[Any]) -> Row:
-    """Return a row, unless its file's name is none of its key, or leads out of its folder.
+    """Return a row, unless its file's name is none of its key: a bit that flipped would pass every other check."""
+    row = _inside(Row._make(values))
+    if not is_file_of(row.file, row.scope, row.key):
+        raise damaged_index()
+    return row
 
-    A bit that flipped in a key would pass every other check, and a clone may bring an index along.
-    """
-    row = Row._make(values)
-    if "/" in row.file or "\0" in row.file or not is_file_of(row.file, row.scope, row.key):
+
+def _inside(row: Row) -> Row:
+    """Return a row, unless its file's name leads out of its folder: a clone may bring an index along."""
+    if "/" in row.file or "\0" in row.file:
         raise damaged_index()
     return row
 
 
 def _kept(values: Sequence[Any]) -> Kept:
-    return Kept(_row(values[:16]), *values[16:])
+    return Kept(_inside(Row._make(values[:16])), *values[16:])
 
 
 def _usage(values: Sequence[int]) -> Usage:

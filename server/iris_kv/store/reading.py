@@ -76,7 +76,8 @@ class Reading:
 
     def _live_row(self, scope: Scope, key: str) -> Row:
         try:
-            row = self._engine.cache().index.readers.entry(scope, key)
+            # A replaced index may name files that are still there: an older generation would be served.
+            row = self._engine.fresh_cache().index.readers.entry(scope, key)
         except UnavailableError:
             row = None
         # Asked again where the answer would be no: the cache may have been replaced, or a renewal written down.

@@ -135,6 +135,13 @@ def _write_copies(folders: CacheFolders, log: RecoveryLog, contents: Contents) -
         write_manifest(folders.scope(scope), contents.last_seq, contents.workspace_id, rows)
 
 
+def renewed(row: Row, now_ms: int) -> Row:
+    """Return a row as if it had been read now, as the reads that renewed it may be lost."""
+    if not row.renew or row.ttl is None or row.expires_at is None:
+        return row
+    return row._replace(expires_at=max(row.expires_at, now_ms + row.ttl))
+
+
 class _Search:
     """Looks at every value file once, and says what each is."""
 
@@ -204,14 +211,8 @@ class _Search:
                 versions.append(Version(row, now_live.updated_at, "update", 0))
         readable = {(row.scope, row.file) for row in self._whole} | self._unreadable
         self.damaged = [_damage(row) for row in live.values() if (row.scope, row.file) not in readable]
-        entries = [self._renewed(row) for row in live.values()]
+        entries = [renewed(row, self._now) for row in live.values()]
         return Contents(entries, versions, self._last_seq, self._hints.workspace_id or uuid.uuid4().hex)
-
-    def _renewed(self, row: Row) -> Row:
-        """Return a row as if it had been read now, as the reads that renewed it may be lost."""
-        if not row.renew or row.ttl is None or row.expires_at is None:
-            return row
-        return row._replace(expires_at=max(row.expires_at, self._now + row.ttl))
 
 
 class _Found(NamedTuple):
@@ -273,7 +274,7 @@ def _put_aside(folders: CacheFolders, scope: Scope, file: str) -> None:
 
 
 def _log_result(result: Rebuilt) -> None:
-    if result.entries or result.versions or result.quarantined or result.damaged:
+    if result.found_anything:
         _log.warning(
             "made the index anew: %d entries, %d older or deleted versions (%d of unknown keys), %d files quarantined,"
             " %d values lost",

@@ -104,7 +104,7 @@ def write_manifest(folder: int, seq: int, workspace_id: str, rows: Iterable[Row]
         head = {"format": 1, "derived": True, "workspace_id": workspace_id, "seq": seq}
         yield json.dumps(head)[:-1].encode() + b', "entries": {'
         for n, row in enumerate(rows):
-            facts = json.dumps(with_checksum(row.key, {"file": row.file, **_facts(row)}), ensure_ascii=False)
+            facts = json.dumps(with_checksum(row.key, facts_of(row)), ensure_ascii=False)
             yield f"{',' if n else ''}\n{json.dumps(row.key, ensure_ascii=False)}: {facts}".encode()
 
     replace_file(folder, names.MANIFEST, _sealed(parts()))
@@ -142,7 +142,7 @@ def replace_file(folder: int, name: str, parts: Iterable[bytes]) -> None:
 
 def _put_line(row: Row) -> bytes:
     seq = names.seq_of(row.file)
-    return _line({"op": "put", "seq": seq, "scope": row.scope, "key": row.key, "file": row.file, **_facts(row)})
+    return _line({"op": "put", "seq": seq, "scope": row.scope, "key": row.key, **facts_of(row)})
 
 
 def _line(record: dict[str, object]) -> bytes:
@@ -150,8 +150,10 @@ def _line(record: dict[str, object]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _facts(row: Row) -> dict[str, object]:
+def facts_of(row: Row) -> dict[str, object]:
+    """Return what a copy of the index says of a row besides its scope and key."""
     return {
+        "file": row.file,
         "content_type": row.content_type,
         "size": row.size,
         "sha256": row.sha256.hex(),

@@ -1,7 +1,7 @@
 """The index's schema, how it is created and connected to, and SQLite's errors in our words.
 
 A new index is built under another name and renamed into place, so that no process ever sees half
-of one: a kill between `journal_mode` and the tables used to leave an index that nobody could open.
+of one. Whoever opens it first gives it its journal mode.
 """
 
 from __future__ import annotations
@@ -114,7 +114,6 @@ def replace_index(
             _create_tables(connection, at_ms, workspace_id, first_seq)
             fill(connection)
             connection.execute("COMMIT")
-            connection.execute("PRAGMA journal_mode=WAL").fetchall()
         _put_aside(folder, aside)
         os.rename(temporary, INDEX, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)

@@ -163,7 +163,8 @@ class Upkeep:
 
     def repair(self) -> Repair:
         """Look at the whole index, and mend what is wrong with it."""
-        opened = self._engine.cache().rebuilt
+        cache = self._engine.fresh_cache()
+        opened, cache.rebuilt = cache.rebuilt, None
         if opened is not None:
             return Repair(problem="it was lost or damaged", rebuilt=opened)
         found = self._engine.repair()

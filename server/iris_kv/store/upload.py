@@ -29,6 +29,7 @@ class Upload:
     def __init__(self, cache: OpenCache, scope: Scope, limits: Limits) -> None:
         """Prepare; the file is created by the first write."""
         self._cache = cache  # held, so that the folder stays open
+        self.scope: Final = scope
         self.folder: Final = cache.folders.scope(scope)
         self.name: Final = names.TEMP_PREFIX + secrets.token_hex(8)
         self.size = 0
@@ -41,7 +42,7 @@ class Upload:
         self._finished = False
 
     def write(self, chunk: bytes) -> None:
-        """Append a chunk.
+        """Append a chunk; one that did not fit on the disk can be appended again.
 
         Raises:
             TooLargeError: The value would be over the limit of its scope.
@@ -50,7 +51,13 @@ class Upload:
         with self._mutex:
             handle = self._open()
             check_size(self.size + len(chunk), self._limits)
-            write_all(handle, chunk)
+            try:
+                write_all(handle, chunk)
+            except OSError:
+                # What there is of it may have taken the last room on the disk.
+                os.ftruncate(handle, self.size)
+                os.lseek(handle, self.size, os.SEEK_SET)
+                raise
             self._sha.update(chunk)
             self.size += len(chunk)
 

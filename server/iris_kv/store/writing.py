@@ -6,12 +6,14 @@ the folder was fsynced, all but the first under the write lock. A value's file i
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from iris_kv.errors import CorruptError, QuotaExceededError, UnavailableError
-from iris_kv.model import EntryInfo, Keep, Operation, Removed, Scope
+from iris_kv.errors import CorruptError, IrisError, QuotaExceededError, UnavailableError
+from iris_kv.model import SCOPES, EntryInfo, Keep, Operation, Removed, Scope
 from iris_kv.store import keeping, names
 from iris_kv.store.base import GRACE_MS
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_put, check_size
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from iris_kv.store.reading import Reading
 
 _NAMES_TRIED: Final = 100
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Writing:
@@ -52,7 +55,7 @@ class Writing:
     def _upload(self, cache: OpenCache, request: PutRequest, value: bytes) -> EntryInfo:
         upload = Upload(cache, request.scope, request.limits)
         try:
-            upload.write(value)
+            self.write(upload, value)
             return self._commit(request, upload)
         finally:
             upload.discard()
@@ -61,6 +64,41 @@ class Writing:
         """Start an upload of a value that comes in chunks; the caller discards it in any case."""
         check_put(request)
         return Upload(self._engine.fresh_cache(), request.scope, request.limits)
+
+    def write(self, upload: Upload, chunk: bytes) -> None:
+        """Append a chunk to an upload; on a full disk kept versions make room for it."""
+        while True:
+            try:
+                upload.write(chunk)
+            except OSError as error:
+                if error.errno not in _FULL or not self._make_room_on_disk(upload.scope, len(chunk)):
+                    raise
+            else:
+                return
+
+    def _make_room_on_disk(self, scope: Scope, size: int) -> bool:
+        """Keep the oldest versions of a scope, or else of others, no longer; tell whether there were any."""
+        try:
+            return self._end_oldest(scope, size)
+        except IrisError:
+            if not self._engine.cache().give_up_reserve():
+                return False
+        # Without room for a commit even so, the write's own error is the one to tell.
+        ended = False
+        with suppress(IrisError):
+            ended = self._end_oldest(scope, size)
+            self._engine.cache().write_reserve()
+        return ended
+
+    def _end_oldest(self, scope: Scope, size: int) -> bool:
+        for each in sorted(SCOPES, key=lambda other: other != scope):
+            with self._engine.writing() as cache, cache.index.writer.transaction():
+                used = cache.index.writer.usage(each)
+                gone = keeping.make_room(cache, each, used.bytes + used.kept_bytes - size)
+            unlink(cache, each, gone)
+            if gone:
+                return True
+        return False
 
     def commit(self, request: PutRequest, upload: Upload) -> EntryInfo:
         """Make an upload the entry's value; it is acknowledged when this returns."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, ValidationError
 
 from iris_kv.errors import InvalidArgumentError
+from iris_kv.json_text import json_of
 from iris_kv.model import Scope
 
 _NOISE: Final = ("title", "default", "additionalProperties")
+_NAME_CHARS: Final = 80
+"""How much of a name is compared and repeated: the nearest one to 3 MB takes two seconds to find."""
 
 _A = TypeVar("_A", bound="Arguments")
 
 
 def _as_text(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+    return json_of(cast("dict[str, object] | list[object]", value)) if isinstance(value, dict | list) else value
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
@@ -143,6 +145,20 @@ class CacheClear(Arguments):
     confirm: StrictBool = False
 
 
+class CacheHistory(Arguments):
+    """The arguments of `cache_history`."""
+
+    scope: Scope
+    key: str | None = None
+
+
+class CacheRestore(ScopeKey):
+    """The arguments of `cache_restore`."""
+
+    version: int | None = None
+    if_digest: str | None = None
+
+
 class CacheSeed(Arguments):
     """The arguments of `cache_seed`."""
 
@@ -199,7 +215,7 @@ def _is_noise(key: str, value: object, noise: tuple[str, ...]) -> bool:
 
 
 def _problem(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in detail["loc"])
+    name = ".".join(str(part) for part in detail["loc"])[:_NAME_CHARS]
     if detail["type"] == "missing":
         return f"{name!r} is missing"
     if detail["type"] == "extra_forbidden":

@@ -31,9 +31,9 @@ _SCHEMA: Final[dict[str, Any]] = {
 
 
 async def consent_to_clear(
-    context: ServerRequestContext[Any, Any], params: CallToolRequestParams, wanted: CacheClear
+    context: ServerRequestContext[Any, Any], params: CallToolRequestParams, wanted: CacheClear, undo_hours: float
 ) -> InputRequiredResult | None:
-    """Return None once the user agreed, or what the client must ask first.
+    """Return None once the user agreed, or what the client must ask first; `undo_hours` 0: it cannot be undone.
 
     Raises:
         InvalidArgumentError: The client cannot ask, and `confirm` was not given.
@@ -47,7 +47,8 @@ async def consent_to_clear(
             "this client cannot ask the user, so confirm must be true",
             "ask the user, and if they agree call cache_clear again with confirm=true",
         )
-    question = f"Delete every entry of the scope {wanted.scope!r} of this workspace's cache? This cannot be undone."
+    undo = f"Each can be restored for {undo_hours:g} hours." if undo_hours else "This cannot be undone."
+    question = f"Delete every entry of the scope {wanted.scope!r} of this workspace's cache? {undo}"
     form = ElicitRequestFormParams(message=question, requested_schema=_SCHEMA)
     if context.protocol_version not in MODERN_PROTOCOL_VERSIONS:
         _check_agreed(await _asked(context, question), wanted)

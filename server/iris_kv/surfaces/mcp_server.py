@@ -208,7 +208,8 @@ class IrisServer(Server[Any]):
         arguments = parsed(tool.name, tool.arguments, params.arguments or {})
         if isinstance(arguments, CacheClear):
             check_access(AGENT, arguments.scope, "clear")
-            question = await consent_to_clear(context, params, arguments)
+            hours = visit.workspace.undo_hours(arguments.scope)
+            question = await consent_to_clear(context, params, arguments, hours)
             if question is not None:
                 return question
         answer = await tool.run(visit.workspace, arguments)
@@ -240,6 +241,9 @@ class IrisServer(Server[Any]):
     # Changes
 
     async def _initialized(self, context: Context, _: NotificationParams) -> None:
+        if self._connections.has(context):
+            # It says so once; what follows would be kept until the connection ends.
+            return
         async with self._connections.entered(context) as connection:
             self._visits.of(context).notifier.attend(connection)
             # A connection ends by cancelling what it still handles: the one way that the SDK tells of it.

@@ -21,9 +21,10 @@ from iris_kv.policy import Principal
 from iris_kv.settings import Profile
 from iris_kv.slices import DEFAULT_TOKENS, Call, Wanted, bounded_lines, check_tokens
 from iris_kv.surfaces import arguments as args
+from iris_kv.surfaces import versions
 from iris_kv.surfaces.uris import entry_uri
 from iris_kv.tokens import TokenCounter, estimate
-from iris_kv.workspace import SUMMARY_KEY, Stats, Workspace
+from iris_kv.workspace import SUMMARY_KEY, ScopeStats, Stats, Workspace
 
 AGENT: Final = Principal(author="agent", face="mcp")
 
@@ -33,6 +34,9 @@ _TAGS_TOKENS: Final = 44
 _FRAME_TOKENS: Final = 100
 _KIND_CHARS: Final = 64
 _KEPT_SHOWN: Final = 40
+
+_UNDO: Final = "cache_restore (profile full) or `iris-kv restore-entry` brings it back"
+_UNDO_CLEAR: Final = "cache_history (profile full) or `iris-kv history` lists them, and cache_restore or `iris-kv restore-entry` brings each back"
 
 Answer = str | CallToolResult
 Run = Callable[[Workspace, Any], Awaitable[Answer]]
@@ -228,19 +232,26 @@ async def _cache_put(workspace: Workspace, a: args.CachePut) -> Answer:
 
 async def _cache_delete(workspace: Workspace, a: args.CacheDelete) -> Answer:
     info = await workspace.delete(AGENT, a.scope, a.key, if_digest=a.if_digest)
-    return f"deleted {quoted(a.key)} from {a.scope} ({info.size} bytes, digest {short_digest(info.digest)})"
+    facts = f"{info.size} bytes, digest {short_digest(info.digest)}"
+    return f"deleted {quoted(a.key)} from {a.scope} ({facts})" + versions.undo(workspace, a.scope, _UNDO)
 
 
 async def _cache_stats(workspace: Workspace, a: args.CacheStats) -> Answer:
     stats = await workspace.stats()
     kept = tuple(each for each in stats.scopes if a.scope in (None, each.scope))
-    lines = [f"{each.scope}: {each.entries} entries, {each.bytes} of {each.quota_bytes} bytes" for each in kept]
+    lines = [
+        f"{each.scope}: {each.entries} entries, {each.bytes} of {each.quota_bytes} bytes" + _kept(each) for each in kept
+    ]
     errors = stats.instruction_errors
     shown = fitting_errors(errors, workspace.counter)
     lines += [f"error in {error.file}: {error.problem}" for error in shown]
     if len(shown) < len(errors):
         lines.append(f"[{len(errors) - len(shown)} more errors in instruction files; mend these first]")
     return structured("\n".join(lines), stats.model_copy(update={"scopes": kept, "instruction_errors": shown}))
+
+
+def _kept(stats: ScopeStats) -> str:
+    return f", and {stats.kept} kept versions of {stats.kept_bytes} bytes" if stats.kept else ""
 
 
 async def _cache_prune(workspace: Workspace, a: args.CachePrune) -> Answer:
@@ -250,7 +261,12 @@ async def _cache_prune(workspace: Workspace, a: args.CachePrune) -> Answer:
 
 async def _cache_clear(workspace: Workspace, a: args.CacheClear) -> Answer:
     removed = await workspace.clear(AGENT, a.scope)
-    return f"cleared {a.scope}: {removed.entries} entries ({removed.bytes} bytes)"
+    done = f"cleared {a.scope}: {removed.entries} entries ({removed.bytes} bytes)"
+    return done + versions.undo(workspace, a.scope, _UNDO_CLEAR)
+
+
+async def _cache_restore(workspace: Workspace, a: args.CacheRestore) -> Answer:
+    return _stored(await workspace.restore_entry(AGENT, a.scope, a.key, a.version, if_digest=a.if_digest))
 
 
 async def _cache_seed(workspace: Workspace, a: args.CacheSeed) -> Answer:
@@ -410,6 +426,25 @@ TOOLS: Final[tuple[Tool, ...]] = (
         description="Write instructions and prompts into the cache again. force overwrites other sources' too.",
         arguments=args.CacheSeed,
         run=_cache_seed,
+        full_only=True,
+    ),
+    Tool(
+        name="cache_history",
+        title="Show an entry's history",
+        description="List the kept versions of an entry; without key, the deleted entries of a scope.",
+        arguments=args.CacheHistory,
+        run=versions.history,
+        read_only=True,
+        full_only=True,
+    ),
+    Tool(
+        name="cache_restore",
+        title="Restore a version",
+        description="Make a kept version the entry again, by default the newest: undoes a write, delete or clear."
+        " What it replaces is kept. if_digest: only over that version; empty: only if absent.",
+        arguments=args.CacheRestore,
+        run=_cache_restore,
+        idempotent=False,
         full_only=True,
     ),
 )

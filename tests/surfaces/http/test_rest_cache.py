@@ -129,7 +129,7 @@ async def test_a_scope_is_cleared_only_where_that_is_confirmed(open_http: OpenHt
             assert (refused.status_code, refused.json()["todo"]) == (422, "add confirm=true")
         cleared = await http.delete(f"{CACHE}/clear-scope", params={"scope": "artifacts", "confirm": "true"})
 
-        assert cleared.json() == {"entries": 1, "bytes": 3}
+        assert cleared.json() == {"entries": 1, "bytes": 3, "undo": "POST restore, for 24 hours"}
         assert await keys(http) == []
 
 

@@ -341,6 +341,10 @@ async def test_a_key_that_is_none_is_refused(open_http: OpenHttp, query: str) ->
         (b"v", {"Content-Type": "nonsense"}, 415, "media type"),
         (b"v", {"Content-Type": "text/html; a\tb"}, 415, "media type"),
         (b"v", {"Content-Type": ""}, 415, "media type"),
+        (b"v", {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, 415, "send it plain"),
+        (b'{"value":"v"}', {"Content-Type": "application/json", "Content-Encoding": "br"}, 415, "send it plain"),
+        (b'{"value":[1e999]}', {"Content-Type": "application/json"}, 422, "a number that JSON cannot express"),
+        (b'{"value":{"a":NaN}}', {"Content-Type": "application/json"}, 422, "a number that JSON cannot express"),
         (b"[" * 100_000, {"Content-Type": "application/json"}, 422, "JSON"),
     ],
 )

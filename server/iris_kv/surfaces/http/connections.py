@@ -23,6 +23,10 @@ class ConnectionLimits(NamedTuple):
     """How long the first byte and the rest of a request's head may take."""
     keep_alive_s: float = 30.0
     """How long a connection stays open behind an answer."""
+    stalled_s: float = 60.0
+    """How often is looked whether a client still takes what is sent to it."""
+    taken_per_s: int = 1_000
+    """How many bytes it must take on average from one look to the next, where as many wait for it."""
 
 
 def protocol(limits: ConnectionLimits, metrics: Metrics) -> Callable[..., asyncio.Protocol]:
@@ -58,6 +62,7 @@ class _BoundedConnection(H11Protocol):
         self._metrics = metrics
         self._waiting = waiting
         self._head: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -66,7 +71,10 @@ class _BoundedConnection(H11Protocol):
         if len(self.connections) > self._limits.most:
             self._metrics.refused("too_many_connections")
             # Whoever opens connections and asks nothing loses one; where all are at work, this one goes.
-            next(iter(self._waiting), self).transport.abort()
+            loser = next(iter(self._waiting), self)
+            # It is lost only in the loop's next turn, and of a burst each one has to cost another.
+            self._waiting.pop(loser, None)
+            loser.transport.abort()
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -81,13 +89,40 @@ class _BoundedConnection(H11Protocol):
         if not self._is_answering():
             self._waiting[self] = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        self._go_on()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._go_on()
         self._stop_waiting()
         super().connection_lost(exc)
 
     def _is_answering(self) -> bool:
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - None before the first request
+
+    def _look_later(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(self._limits.stalled_s, self._look, unsent)
+
+    def _look(self, unsent_before: int) -> None:
+        taken = unsent_before - self.transport.get_write_buffer_size()
+        if taken < self._limits.stalled_s * self._limits.taken_per_s:
+            # Without this, whoever asks much and reads nothing holds a connection and its request for good.
+            self._metrics.refused("too_slow")
+            self.transport.abort()
+        else:
+            self._look_later()
+
+    def _go_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _wait(self) -> None:
         self._waiting[self] = None

@@ -91,9 +91,13 @@ class Bounded:
     def _refused_at_once(self, scope: Scope) -> _Refused | None:
         headers = scope["headers"]
         # The parser bounds a head only as long as it is incomplete, and one read may bring all of it.
-        head_bytes = len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
+        target_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+        head_bytes = target_bytes + sum(len(name) + len(value) for name, value in headers)
         if len(headers) > self._limits.max_headers or head_bytes > self._limits.max_head_bytes:
             return _Refused(431, "too_many_headers", _too_many_headers(self._limits))
+        names = {name for name, _ in headers}
+        if names >= {b"content-length", b"transfer-encoding"}:
+            return _Refused(400, "two_lengths", _two_lengths())
         if _announced(scope) > self._limits.max_body_bytes:
             return _too_large(self._limits.max_body_bytes)
         if self._open >= self._limits.max_requests:
@@ -287,8 +291,16 @@ def _too_slow(limits: RequestLimits) -> InvalidArgumentError:
 def _too_many_headers(limits: RequestLimits) -> TooLargeError:
     return TooLargeError(
         "the request has too many headers, or too long ones",
-        f"at most {limits.max_headers} with {limits.max_head_bytes} bytes are read, the query string included",
+        f"at most {limits.max_headers} with {limits.max_head_bytes} bytes are read, the path and the query string included",
         "send fewer or shorter ones",
+    )
+
+
+def _two_lengths() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "the request has both Content-Length and Transfer-Encoding",
+        "a body's length is told in one way, as a proxy may go by the other and see another request",
+        "send one of the two",
     )
 
 

@@ -11,7 +11,13 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from iris_kv.model import SCOPES, Scope
 
 Refusal = Literal[
-    "rate_limited", "too_large", "too_slow", "too_many_headers", "too_many_requests", "too_many_connections"
+    "rate_limited",
+    "too_large",
+    "too_slow",
+    "too_many_headers",
+    "too_many_requests",
+    "too_many_connections",
+    "two_lengths",
 ]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4

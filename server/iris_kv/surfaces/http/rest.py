@@ -19,7 +19,7 @@ from iris_kv.policy import check_right
 from iris_kv.rollout_status import RolloutStatus, rollout_status
 from iris_kv.seeding import SeedReport
 from iris_kv.store.base import COUNTER_DAYS, MAX_COMPARED
-from iris_kv.surfaces.http import rest_value
+from iris_kv.surfaces.http import rest_history, rest_value
 from iris_kv.surfaces.http.problems import Problem, install_problems, problem
 from iris_kv.surfaces.http.rest_access import (
     Administering,
@@ -96,6 +96,13 @@ class Cleared(Frozen):
     confirm: bool = Field(default=False, description="Must be true, as this deletes every entry of the scope.")
 
 
+class Clearing(Removed):
+    """What a clear removed."""
+
+    undo: str | None
+    """How each entry can be restored; null: not at all."""
+
+
 class Asked(Frozen):
     """Whose rollout."""
 
@@ -164,15 +171,16 @@ async def post_seed_instructions(visit: Administering, asked: Annotated[Seeded, 
 @_cache.delete(
     "/clear-scope", summary="Clear a scope", response_description="What was removed.", responses=answers(409)
 )
-async def delete_clear_scope(visit: Administering, asked: Annotated[Cleared, Query()]) -> Removed:
-    """Delete every entry of a scope; `confirm` must be true."""
+async def delete_clear_scope(visit: Administering, asked: Annotated[Cleared, Query()]) -> Clearing:
+    """Delete every entry of a scope; `confirm` must be true. `GET deleted` lists what `POST restore` brings back."""
     if not asked.confirm:
         raise InvalidArgumentError(
             f"clear-scope of {asked.scope!r} without confirm",
             "it deletes every entry of the scope, and confirm=true says that this is wanted",
             "add confirm=true",
         )
-    return await visit.workspace.clear(visit.principal, asked.scope)
+    removed = await visit.workspace.clear(visit.principal, asked.scope)
+    return Clearing(**dict(removed), undo=rest_value.undo_text(visit.workspace, asked.scope))
 
 
 @_guidance.get(
@@ -224,7 +232,7 @@ def install_rest(app: FastAPI) -> None:
     install_problems(app)
     app.add_exception_handler(UnsupportedTypeError, _unsupported)
     app.router.routes.insert(0, rest_value.served())
-    for router in (_cache, _guidance, _sandboxes):
+    for router in (_cache, rest_history.router, _guidance, _sandboxes):
         app.include_router(router, dependencies=[Depends(unambiguous_query)])
     app.add_api_route(OPENAPI_PATH, _openapi_json, include_in_schema=False)
     app.openapi = lambda: described(app)

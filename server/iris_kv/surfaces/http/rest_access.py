@@ -109,4 +109,5 @@ def _visiting(right: Right, what: str) -> Any:
 
 
 Reading = Annotated[Visit, _visiting("kv:read", "reading")]
+Restoring = Annotated[Visit, _visiting("kv:write", "restoring")]
 Administering = Annotated[Visit, _visiting("kv:admin", "administration")]

@@ -16,7 +16,7 @@ Described = dict[str, Any]
 _SCHEMAS: Final = "#/components/schemas/"
 SANDBOX_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 SANDBOX_MEANING: Final = "`default` where the server has one workspace."
-_EVERYWHERE: Final = (401, 403, 404, 422, 429, 500, 503)
+_EVERYWHERE: Final = (400, 401, 403, 404, 422, 429, 500, 503)
 PROBLEMS: Final[Mapping[str, Described]] = {
     "invalid_argument": {"status": 422, "description": "A parameter or the body is malformed."},
     "not_found": {"status": 404, "description": "No such sandbox or entry, or none that the token may touch."},
@@ -41,6 +41,7 @@ PROBLEMS: Final[Mapping[str, Described]] = {
     "uncertain": {"status": 503, "description": "Whether a write took place is not known; it is safe to repeat."},
 }
 """Every code that an answer may have."""
+_IN_URL: Final = "`invalid_argument`: there is a token in the URL, where logs keep it."
 
 _EXAMPLE: Final = {
     "type": TYPES + "not_found",
@@ -96,7 +97,8 @@ def _problem(status: int) -> Described:
     found: Described = {
         "description": " ".join(
             f"`{code}`: {each['description']}" for code, each in PROBLEMS.items() if each["status"] == status
-        ),
+        )
+        or _IN_URL,
         "content": {MEDIA_TYPE: {"schema": schema, **({"example": _EXAMPLE} if status == 404 else {})}},
     }
     return found | ({"headers": _HEADERS[status]} if status in _HEADERS else {})

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from iris_kv import intake
 from iris_kv.errors import InvalidArgumentError, TooLargeError
-from iris_kv.json_text import JSON
+from iris_kv.json_text import JSON, json_of
 from iris_kv.model import Frozen
 from iris_kv.settings import Hours
 from iris_kv.surfaces.http.problems import invalid_arguments
@@ -44,10 +44,9 @@ class NewValue(Frozen):
         """Return the value's bytes.
 
         Raises:
-            InvalidArgumentError: It is not text.
+            InvalidArgumentError: It is not text, or has a number that JSON cannot express.
         """
-        text = self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False)
-        return intake.encoded(text)
+        return intake.encoded(self.value if isinstance(self.value, str) else json_of(self.value))
 
 
 class NewSandbox(Frozen):
@@ -69,8 +68,15 @@ def declared_type(request: Request) -> str:
     """Return the type of a request's body.
 
     Raises:
-        UnsupportedTypeError: There is none, it is malformed, or a form's.
+        UnsupportedTypeError: There is none, it is malformed, or a form's; or the body is encoded, such as compressed.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise UnsupportedTypeError(
+            f"the header Content-Encoding is {coding[:200]!r}",
+            "a value is stored as it comes, and nothing would tell its readers to decode it",
+            "send it plain; what is to be stored compressed has a type of its own, such as application/gzip",
+        )
     given = request.headers.get("content-type", "")
     try:
         declared = intake.media_type(given)

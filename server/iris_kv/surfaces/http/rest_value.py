@@ -81,6 +81,14 @@ class Address(Frozen):
     )
 
 
+class Deleted(EntryInfo):
+    """What was deleted."""
+
+    undo: str | None = Field(
+        description="How it can be undone; null: not at all.", examples=["POST restore, for 24 hours"]
+    )
+
+
 class WriteAddress(Address):
     """Which entry, and what a raw body does not say of it."""
 
@@ -291,7 +299,16 @@ async def post_value(request: Request) -> Response:
     address = asked(request, WriteAddress)
     async with visited(request, "kv:write", "writing") as visit:
         info = await _write(request, visit, address)
-    return _written(request.path_params["sandbox"], info)
+        created = await _is_new(visit.workspace, info)
+    return _written(request.path_params["sandbox"], info, created=created)
+
+
+async def _is_new(workspace: Workspace, info: EntryInfo) -> bool:
+    """Tell whether a write made the entry, whose numbers go on behind what is kept of a deleted one."""
+    if info.version == 1 or info.created_at != info.updated_at:
+        return info.version == 1
+    kept = (await workspace.history(info.scope, info.key)).kept
+    return bool(kept) and kept[0].replaced_by != "update"
 
 
 async def _write(request: Request, visit: Visit, address: WriteAddress) -> EntryInfo:
@@ -326,23 +343,26 @@ def _refuse_beside_json(address: WriteAddress) -> None:
         )
 
 
-def _written(sandbox: str, info: EntryInfo) -> Response:
+def _written(sandbox: str, info: EntryInfo, *, created: bool) -> Response:
     headers = {"ETag": etag(info), "Cache-Control": "no-store"}
-    if info.version == 1:
+    if created:
         address = urlencode({"scope": info.scope, "key": info.key})
         headers["Location"] = f"/api/sandboxes/{sandbox}/kv-cache/value?{address}"
-    return Response(info.model_dump_json(), 201 if info.version == 1 else 200, headers, JSON)
+    return Response(info.model_dump_json(), 201 if created else 200, headers, JSON)
 
 
 @router.delete(
     "/value",
     summary="Delete a value",
-    response_model=EntryInfo,
-    responses={200: {"description": "What was deleted.", **example(ENTRY)}, **answers(409, 412)},
+    response_model=Deleted,
+    responses={
+        200: {"description": "What was deleted.", **example({**ENTRY, "undo": "POST restore, for 24 hours"})},
+        **answers(409, 412),
+    },
     openapi_extra=parameters(Address, _IF_MATCH),
 )
 async def delete_value(request: Request) -> Response:
-    """Delete an entry and return what it was."""
+    """Delete an entry and return what it was; `undo` says how to get it back."""
     address = asked(request, Address)
     scope, key = address.scope, address.key
     async with visited(request, "kv:write", "deleting") as visit:
@@ -350,8 +370,15 @@ async def delete_value(request: Request) -> Response:
         if_digest = await expected_digest(request.headers, lambda: workspace.head(scope, key))
         if if_digest == "":
             raise InvalidArgumentError("If-None-Match on a deletion", "it has If-Match", "leave it out")
-        info = await workspace.delete(visit.principal, scope, key, if_digest=if_digest)
+        found = await workspace.delete(visit.principal, scope, key, if_digest=if_digest)
+        info = Deleted(**dict(found), undo=undo_text(workspace, scope))
     return Response(info.model_dump_json(), 200, {"Cache-Control": "no-store"}, JSON)
+
+
+def undo_text(workspace: Workspace, scope: Scope) -> str | None:
+    """Return how a deletion is undone; None: it cannot be."""
+    hours = workspace.undo_hours(scope)
+    return f"POST restore, for {hours:g} hours" if hours else None
 
 
 def served() -> Route:
@@ -359,7 +386,9 @@ def served() -> Route:
     operations = {method: route.endpoint for route in _operations() for method in route.methods or ()}
 
     async def dispatched(request: Request) -> Response:
-        return await operations[request.method](request)
+        operation = operations[request.method]
+        request.state.operation = f"rest:{operation.__name__}"
+        return await operation(request)
 
     return Route(f"{CACHE_PATH}/value", dispatched, methods=list(operations))
 
