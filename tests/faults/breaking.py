@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from tests.faults.program import ABSENT, RealClock
 
 from iris_kv.errors import CorruptError, NotFoundError
 from iris_kv.store.files import FileStore
-from tests.faults.program import ABSENT, RealClock
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0

@@ -11,12 +11,12 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.faults.breaking import CACHE
+from tests.faults.program import BY, LIMITS, RealClock
 
 from iris_kv.errors import CorruptError, ExpiredError, NotFoundError
 from iris_kv.model import EntryInfo
 from iris_kv.store.files import FileStore
-from tests.faults.breaking import CACHE
-from tests.faults.program import BY, LIMITS, RealClock
 
 KEYS = [*(f"k{n}" for n in range(40)), "a/b", "é", "../../x"]
 PLACES = {

@@ -10,12 +10,12 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
+from tests.faults.breaking import CACHE, mounted, state_of
+from tests.faults.program import BY, LIMITS, RealClock
 
 from iris_kv.errors import UnavailableError
 from iris_kv.model import Removed, digest_of
 from iris_kv.store.files import FileStore
-from tests.faults.breaking import CACHE, mounted, state_of
-from tests.faults.program import BY, LIMITS, RealClock
 
 ROOMY = LIMITS.model_copy(update={"keep": type(LIMITS.keep)()})
 

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-
 from tests.faults.breaking import Ledger, Mother, moments, mounted
 from tests.faults.conftest import Rounds
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.faults.breaking import CACHE, Ledger, Mother, state_of
+from tests.faults.program import BY, LIMITS, RACE_QUOTA, RealClock
 
 from iris_kv.errors import BusyError
 from iris_kv.store.files import FileStore
-from tests.faults.breaking import CACHE, Ledger, Mother, state_of
-from tests.faults.program import BY, LIMITS, RACE_QUOTA, RealClock
 
 
 async def test_four_processes_never_pass_the_quota(mother: Mother, workspace: Path) -> None:

@@ -18,12 +18,12 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import CallToolResult, TextContent
-
-from iris_kv.model import digest_of
-from iris_kv.store.files import FileStore
 from tests.faults.breaking import CACHE, INDEX, Ledger, moments
 from tests.faults.conftest import Rounds
 from tests.faults.program import RealClock
+
+from iris_kv.model import digest_of
+from iris_kv.store.files import FileStore
 
 Connect = Callable[[], AbstractAsyncContextManager[Client]]
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-from iris_kv.model import digest_of
-from iris_kv.store.files import FileStore
 from tests.faults.breaking import INDEX, PATIENCE_S, Ledger, Mother
 from tests.faults.conftest import Rounds
 from tests.faults.program import BY, LIMITS, RealClock
+
+from iris_kv.model import digest_of
+from iris_kv.store.files import FileStore
 
 CALLS = {
     "openat": "openat",
@@ -78,7 +78,9 @@ class Lane:
         """Return how often one thread makes each call when nothing is broken."""
         self._start_anew(command)
         made = Counter(
-            re.findall(r"^(\d+) +(\w+)\(", self._traced(command, "", "-e", f"trace={','.join(CALLS.values())}"), re.M)
+            re.findall(
+                r"^(\d+) +(\w+)\(", self._traced(command, "", "-e", f"trace={','.join(CALLS.values())}"), re.MULTILINE
+            )
         )
         most: Counter[str] = Counter()
         for (_, call), n in made.items():
