@@ -335,10 +335,14 @@ def processes(folder: Path, n_processes: int, n: int) -> tuple[float, float, flo
         writer.stdout.readline()
     started = time.perf_counter()
     with ThreadPoolExecutor(n_processes) as threads:
-        told = list(threads.map(lambda writer: writer.communicate("go\n")[0], writers))
+        told = list(threads.map(_let_go, writers))
     taken = time.perf_counter() - started
     times = [float(line) / 1000 for text in told for line in text.split()]
     return len(times) / taken, statistics.median(times), max(times)
+
+
+def _let_go(writer: subprocess.Popen[str]) -> str:
+    return writer.communicate("go\n")[0]
 
 
 async def loop_lag(folder: Path, rounds: int) -> tuple[float, float]:
