@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 
-.PHONY: demo test check interop bench bench-http bench-split clean
+.PHONY: demo test check interop bench bench-http bench-split soak clean
 
 demo: $(READY)
 	$(BIN)/iris-kv demo
@@ -23,8 +24,13 @@ check: $(READY)
 interop: $(READY)
 	$(BIN)/python -m tests.interop
 
-bench: $(READY)
+# Ten minutes of faults at random moments and of inputs at random; the seeds are printed.
+soak: $(READY)
+	$(BIN)/python -m tests.soak
+
+bench: $(READY) $(BENCH_READY)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/store.py
 
 bench-http: $(READY)
 	$(BIN)/python benchmarks/over_http.py
@@ -38,6 +44,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
+
+$(BENCH_READY): $(READY) benchmarks/constraints.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement benchmarks/constraints.txt
+	touch $(BENCH_READY)
 
 clean:
 	rm -rf $(VENV) .cache dist

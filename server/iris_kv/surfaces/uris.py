@@ -104,7 +104,7 @@ def _parameters(kind: str, query: str) -> dict[str, str]:
     for name in found:
         if name not in known:
             raise InvalidArgumentError(
-                f"unknown parameter {name!r} of {kind}",
+                f"unknown parameter {name!r} of {kind if known else repr(kind[:40])}",
                 f"known are {', '.join(known) or 'none'}; a ? in a key is written %3F",
                 "mend the URI",
             )
