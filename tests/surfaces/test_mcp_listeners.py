@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx2
 import pytest
 from mcp.shared.exceptions import MCPError
 from tests.conftest import Clock
@@ -62,6 +64,33 @@ async def test_more_clients_than_are_told_of_changes_still_work(
             await session.client.subscribe_resource("iris-kv://cache/task/k")
 
     assert stored.startswith('stored "k"')
+
+
+async def test_a_uri_that_is_too_long_to_keep_is_refused(open_server: Open) -> None:
+    async with open_server("legacy") as session:
+        await session.client.subscribe_resource(f"iris-kv://cache/task/{'%F0%9F%98%80' * 128}")
+        with pytest.raises(MCPError, match="invalid_argument: a URI has over 4096 characters"):
+            await session.client.subscribe_resource(f"iris-kv://cache/task/{'x' * 5_000}")
+
+
+async def test_what_a_session_says_of_itself_is_kept_once_and_bounded(workspace: Path, clock: Clock) -> None:
+    def opening(name: str) -> dict[str, Any]:
+        client = {"name": name, "version": "1"}
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+        return {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+
+    headers = {"accept": "application/json, text/event-stream"}
+    async with running(workspace, clock) as server, httpx2.AsyncClient(headers=headers) as client:
+        refused = await client.post(server.mcp(), json=opening("x" * 70_000))
+        opened = await client.post(server.mcp(), json=opening("x" * 60_000))
+        own = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+        for _ in range(20):
+            initialized = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+            await client.post(server.mcp(), json=initialized, headers=own)
+        (served,) = server.platform._open.residents
+        attended = len(served.notifier._connections)
+
+    assert (refused.status_code, opened.status_code, attended) == (413, 200, 1)
 
 
 async def test_what_a_session_over_http_subscribed_to_is_given_back_at_its_end(workspace: Path, clock: Clock) -> None:

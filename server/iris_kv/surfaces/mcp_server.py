@@ -240,6 +240,9 @@ class IrisServer(Server[Any]):
     # Changes
 
     async def _initialized(self, context: Context, _: NotificationParams) -> None:
+        if self._connections.has(context):
+            # It says so once; what follows would be kept until the connection ends.
+            return
         async with self._connections.entered(context) as connection:
             self._visits.of(context).notifier.attend(connection)
             # A connection ends by cancelling what it still handles: the one way that the SDK tells of it.

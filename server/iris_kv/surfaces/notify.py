@@ -43,6 +43,8 @@ MAX_LISTENERS: Final = 256
 """How many clients of each era are told of one workspace's changes."""
 MAX_HEARD: Final = 10_000
 """How many subscriptions to resources there are for one workspace, over all clients."""
+MAX_URI_CHARS: Final = 4_096
+"""How long the URI of a subscription may be; that of the longest key has 1,560 characters."""
 _RETRY_S: Final = 5.0
 _FIRST_LOOK_S: Final = 2.0
 
@@ -78,6 +80,10 @@ class Connections:
                 "this connection was not initialized", "it is once notifications/initialized was sent", "send that"
             )
         return found
+
+    def has(self, context: ServerRequestContext[Any, Any]) -> bool:
+        """Tell whether the connection of a request has said that it is initialized."""
+        return _connection_id(context) in self._by_id
 
     @asynccontextmanager
     async def entered(self, context: ServerRequestContext[Any, Any]) -> AsyncGenerator[Connection]:
@@ -182,9 +188,15 @@ class Notifier:
         """Keep the spellings that a client uses, as it waits for exactly these.
 
         Raises:
-            InvalidArgumentError: One names no resource of ours.
+            InvalidArgumentError: One names no resource of ours, or is too long to be kept.
             BusyError: Too many are heard of already; none of them is kept.
         """
+        if any(len(uri) > MAX_URI_CHARS for uri in wanted):
+            raise InvalidArgumentError(
+                f"a URI has over {MAX_URI_CHARS} characters",
+                "none of ours has as many",
+                "subscribe to one that is listed",
+            )
         canonical = [uris.parse(uri).uri for uri in wanted]
         self._forget_closed()
         if self._heard_total + len(wanted) > MAX_HEARD:

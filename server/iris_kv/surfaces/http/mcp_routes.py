@@ -11,6 +11,9 @@ from weakref import ref
 import anyio
 from mcp.server import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import RequestBodyLimitMiddleware
+from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from iris_kv.errors import UnavailableError
@@ -22,6 +25,8 @@ from iris_kv.surfaces.mcp_server import IrisServer
 from iris_kv.surfaces.visits import Visit
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+MAX_OPENING_BYTES: Final = 64 * 1024
+"""How large the request may be that opens a session: what it says of its client is kept as long as the session."""
 
 _OPERATIONS: Final = {"GET": "mcp:stream", "POST": "mcp:post", "DELETE": "mcp:delete"}
 """What is counted until the message says more; a client may make up any other method."""
@@ -93,6 +98,7 @@ class McpEndpoint:
         self.manager = StreamableHTTPSessionManager(
             IrisServer(self._visits, profile), json_response=False, max_request_body_size=MAX_BODY_BYTES
         )
+        self._opening = RequestBodyLimitMiddleware(self.manager.handle_request, MAX_OPENING_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -104,6 +110,8 @@ class McpEndpoint:
             async with self._visits.entered(passing):
                 if scope["method"] == "GET":
                     await self._stand(scope, receive, send)
+                elif _opens_session(scope):
+                    await self._opening(scope, receive, send)
                 else:
                     await self.manager.handle_request(scope, receive, send)
 
@@ -129,3 +137,10 @@ class McpEndpoint:
                 self._standing.discard(standing)
         if standing.cancelled_caught and last is not None and last.get("more_body", True):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _opens_session(scope: Scope) -> bool:
+    """Tell whether a request can do nothing but open a session of the older eras."""
+    headers = Headers(scope=scope)
+    version = headers.get("mcp-protocol-version")
+    return "mcp-session-id" not in headers and (version is None or version in HANDSHAKE_PROTOCOL_VERSIONS)
