@@ -186,6 +186,11 @@ class OpenSandboxes(Generic[R]):
         """The ids of those that are open now."""
         return tuple(sandbox for sandbox, room in self._rooms.items() if room.resident is not None)
 
+    def is_open(self, sandbox: str) -> bool:
+        """Tell whether a sandbox is open now."""
+        room = self._rooms.get(sandbox)
+        return room is not None and room.resident is not None
+
     @property
     def residents(self) -> tuple[R, ...]:
         """What is open now."""

@@ -400,6 +400,22 @@ async def test_sandboxes_used_in_turn_are_closed_when_idle_or_too_many(tmp_path:
     assert open_when_idle == ()
 
 
+async def test_a_sandbox_that_is_not_there_closes_none_and_waits_for_none(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "box").mkdir()
+    async with (
+        running(tmp_path, clock, shared=True, open_limits=Limits(max_open=1)) as server,
+        httpx2.AsyncClient(headers=server.bearer("backend"), base_url=server.url) as client,
+    ):
+        there = await client.get("/api/sandboxes/box/kv-cache/stats")
+        absent = await client.get("/api/sandboxes/none/kv-cache/stats")
+        still_open = server.platform.open_ids
+        async with server.platform.visit(ADMIN, "box"):
+            absent_while_in_use = await client.get("/api/sandboxes/none/kv-cache/stats")
+
+    assert [each.status_code for each in (there, absent, absent_while_in_use)] == [200, 404, 404]
+    assert still_open == ("box",)
+
+
 async def test_a_listener_keeps_its_sandbox_open_only_while_it_listens(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "box").mkdir()
     async with running(tmp_path, clock, shared=True, open_limits=Limits(idle_s=60)) as server:

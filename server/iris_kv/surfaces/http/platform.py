@@ -136,6 +136,9 @@ class Platform:
         check_id(sandbox)
         if not may_touch(principal, sandbox) or (self._root is None and sandbox != DEFAULT):
             raise no_sandbox(sandbox)
+        if self._root is not None and not self._open.is_open(sandbox):
+            # What is not there must not close what is.
+            await to_thread.run_sync(self._root.folder, sandbox)
         async with self._open.visit(sandbox) as served:
             yield Visit(served.workspace, served.notifier, principal)
 
