@@ -86,9 +86,11 @@ async def test_a_root_that_is_gone_is_not_ready(tmp_path: Path, clock: Clock) ->
         before = await client.get(f"{server.url}/readyz")
         (tmp_path / "root").rmdir()
         after = await client.get(f"{server.url}/readyz")
+        listed = await client.get(f"{server.url}/api/sandboxes", headers=server.bearer("backend"))
 
-    assert (before.status_code, after.status_code) == (200, 503)
-    assert str(tmp_path) not in after.text
+    assert (before.status_code, after.status_code, listed.status_code) == (200, 503, 503)
+    assert "the folder of the sandboxes cannot be read" in listed.json()["detail"]
+    assert str(tmp_path) not in after.text + listed.text
 
 
 # Ids, logs and metrics
