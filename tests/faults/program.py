@@ -61,7 +61,7 @@ class Teller:
 
     async def restore(self, scope: Scope, key: str) -> None:
         kept = (await self.store.history(scope, key)).kept[0]
-        work = self.store.restore(scope, key, kept.version, limits=LIMITS)
+        work = self.store.restore_entry(scope, key, kept.version, limits=LIMITS)
         await self._tell(scope, key, kept.digest, work)
 
     async def clear(self, scope: Scope) -> None:

@@ -130,7 +130,7 @@ class WriteLock:
 
     def _open(self) -> int:
         try:
-            return os.open(LOCK, _OPEN, 0o600, dir_fd=self._folder)
+            handle = os.open(LOCK, _OPEN, 0o600, dir_fd=self._folder)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise UnavailableError(
@@ -139,12 +139,13 @@ class WriteLock:
                     "mend the permissions, or choose another workspace with --workspace",
                 ) from None
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-                raise ForbiddenError(
-                    f".store/{LOCK} cannot be opened ({error.strerror})",
-                    "it is a plain file of the cache's owner",
-                    "look what stands there; delete it if it is not a file of iris-kv",
-                ) from None
+                raise _no_lock_file(f"cannot be opened ({error.strerror})") from None
             raise
+        if os.fstat(handle).st_nlink > 1:
+            # The holder's number would be written over what the other name leads to.
+            os.close(handle)
+            raise _no_lock_file("has a second name")
+        return handle
 
     def _acquire(self, *, wait: bool) -> int | None:
         with suppress(BlockingIOError):
@@ -187,6 +188,14 @@ class WriteLock:
             record = cast("dict[str, object]", json.loads(os.pread(self._handle, _RECORD_BYTES, 0)))
             return f"the last holder is process {record['pid']} on {record['host']}"
         return "its holder is unknown"
+
+
+def _no_lock_file(problem: str) -> ForbiddenError:
+    return ForbiddenError(
+        f".store/{LOCK} {problem}",
+        "it is a plain file of the cache's owner, with one name",
+        "look what stands there; delete it if it is not a file of iris-kv",
+    )
 
 
 class _Waiter(threading.Thread):

@@ -85,8 +85,11 @@ class RecoveryLog:
 
 
 def _append_whole(handle: int, lines: bytes) -> None:
-    """Append lines; half of one, on a full disk, would spoil the next one, too."""
-    size = os.fstat(handle).st_size
+    """Append lines; half of one, on a full disk, would spoil the next one, too. Nothing to a file with a second name."""
+    found = os.fstat(handle)
+    if found.st_nlink > 1:
+        return
+    size = found.st_size
     try:
         write_all(handle, lines)
     except OSError:
