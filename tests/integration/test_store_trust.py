@@ -295,6 +295,22 @@ def test_another_owner_is_refused_unless_trusted(public_folder):
 
 
 @needs_root
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_root_writes_in_another_users_workspace_is_that_users(public_folder, tmp_path, is_new):
+    os.chown(public_folder, NOBODY, NOBODY)
+    if not is_new:
+        assert as_nobody("attempt", public_folder) == "ok"
+    archive = str(tmp_path / "all.tar")
+    for arguments in (["put", "task", "of-root", "v"], ["backup", archive], ["restore", archive], ["prune"]):
+        command = [str(Path(sys.executable).with_name("iris-kv")), *arguments, "--workspace", str(public_folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    owners = {path.stat().st_uid for path in (public_folder / ".iris").rglob("*")}
+    assert owners == {NOBODY}
+    assert as_nobody("attempt", public_folder) == "ok"
+
+
+@needs_root
 def test_a_mounted_workspace_that_another_user_owns_works(public_folder):
     outside, inside = public_folder / "outside", public_folder / "inside"
     for folder in (outside, inside):

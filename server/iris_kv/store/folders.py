@@ -114,7 +114,26 @@ def create_file(folder: int, name: str) -> int:
     """
     handle = os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
     os.fchmod(handle, 0o600)
+    _give_to_owner(handle, folder)
     return handle
+
+
+def open_or_create(folder: int, name: str, flags: int) -> int:
+    """Open a file, which is created first if it is not there, and return its descriptor."""
+    try:
+        return os.open(name, flags, dir_fd=folder)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.close(create_file(folder, name))
+        return os.open(name, flags, dir_fd=folder)
+
+
+def _give_to_owner(handle: int, folder: int) -> None:
+    """Give what root creates in another user's folder to that user, whose own processes could not use it otherwise."""
+    if os.geteuid() == 0:
+        owner = os.fstat(folder)
+        if owner.st_uid:
+            os.fchown(handle, owner.st_uid, owner.st_gid)
 
 
 def write_all(handle: int, data: bytes | memoryview) -> None:
@@ -183,10 +202,15 @@ def _open_folder(parent: int, name: str, shown: str, mode: int, *, create: bool)
                 f"find out who put it there, and delete it: rm {shown}",
             ) from None
         raise
+    is_new = False
     with suppress(FileExistsError):
         os.mkdir(name, mode, dir_fd=parent)
         os.fsync(parent)
-    return os.open(name, _OPEN_FOLDER, dir_fd=parent)
+        is_new = True
+    handle = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+    if is_new:
+        _give_to_owner(handle, parent)
+    return handle
 
 
 def _write_once(folder: int, name: str, content: bytes) -> None:

@@ -22,6 +22,7 @@ from anyio import from_thread
 
 from iris_kv.errors import BusyError, ForbiddenError, UnavailableError
 from iris_kv.model import Unwatched
+from iris_kv.store.folders import open_or_create
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -34,7 +35,7 @@ _OTHER_KERNEL_S: Final = 900
 _SHARED_LOOK_S: Final = 0.002
 _LOOK_S: Final = 0.05
 """How often a wait looks whether its task was cancelled: nothing can wake a thread for that."""
-_OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class WriteLock:
@@ -130,7 +131,7 @@ class WriteLock:
 
     def _open(self) -> int:
         try:
-            handle = os.open(LOCK, _OPEN, 0o600, dir_fd=self._folder)
+            handle = open_or_create(self._folder, LOCK, _OPEN)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise UnavailableError(

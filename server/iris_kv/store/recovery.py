@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
 from iris_kv.store import names
-from iris_kv.store.folders import create_file, write_all
+from iris_kv.store.folders import create_file, open_or_create, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RECOVERY: Final = "recovery.jsonl"
 
-_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK: Final = 1 << 20
 
 
@@ -54,7 +54,7 @@ class RecoveryLog:
 
     def _append(self, lines: bytes) -> None:
         with suppress(OSError):
-            handle = os.open(RECOVERY, _APPEND, 0o600, dir_fd=self._folder)
+            handle = open_or_create(self._folder, RECOVERY, _APPEND)
             try:
                 _append_whole(handle, lines)
             finally:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from iris_kv.model import SCOPES, Damage, Removed, Repair, Scope, Verification
 from iris_kv.store import keeping, names
 from iris_kv.store.base import oldest_counted_day
+from iris_kv.store.folders import open_or_create
 from iris_kv.store.queries import PAGE_ROWS
 from iris_kv.store.replacing import unlink
 from iris_kv.store.schema import INDEX, damaged_index
@@ -35,7 +36,7 @@ QUARANTINE_BYTES: Final = 256_000_000
 _TEMPORARY_AGE_S: Final = 3600
 _WAL_BYTES: Final = 8_000_000
 _RECOVERY_BYTES: Final = 1_000_000
-_GC_LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_GC_LOCK: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Upkeep:
@@ -105,7 +106,7 @@ class Upkeep:
 
     @contextmanager
     def _alone(self) -> Generator[bool]:
-        handle = os.open("gc.lock", _GC_LOCK, 0o600, dir_fd=self._engine.cache().folders.store)
+        handle = open_or_create(self._engine.cache().folders.store, "gc.lock", _GC_LOCK)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
