@@ -124,7 +124,7 @@ def check_http_extra() -> None:
         raise UnavailableError(
             f"--http needs {', '.join(missing)}, which is not installed",
             "it comes with the extra http",
-            "run `pip install 'iris-kv[http]'`",
+            "install it with the extra, such as `uv tool install '.[tokens,http]'` in the clone",
         )
 
 
@@ -167,7 +167,8 @@ async def serve_http(options: HttpOptions, start: Start, arguments: Mapping[str,
         server = serving.HttpServer(
             platform, start.settings, access, metrics, clock, serving.HttpLimits.of(start.settings)
         )
-        _log.info("serving http://%s workspace=%r reason=%r", address, *_where(start.location))
+        offered = _where(start.location) if root is None else (options.sandboxes, "--sandboxes")
+        _log.info("serving http://%s workspace=%r reason=%r", address, *offered)
         await server.serve(listening)
     _log.info("every workspace is closed")
 

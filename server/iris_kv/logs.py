@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Final, Literal
 
+from iris_kv.model import utc_text
+
 LogFormat = Literal["text", "json"]
 """`text`: key=value, one line a record and a traceback below it. `json`: one object a line."""
 
@@ -32,8 +34,7 @@ class KeyValues(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line without a traceback."""
-        record.asctime = self.formatTime(record, self.datefmt)
-        head = f"time={record.asctime} level={record.levelname} logger={record.name}"
+        head = f"time={_time(record)} level={record.levelname} logger={record.name}"
         fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
         # A line break that came with a request would look like a record of its own.
         return f"{head}{fields} msg={record.message.translate(_BREAKS)}"
@@ -45,7 +46,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         line: dict[str, Field] = {
-            "time": self.formatTime(record, self.datefmt),
+            "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
             **_fields(record),
@@ -54,6 +55,10 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return utc_text(int(record.created * 1000))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Field]:

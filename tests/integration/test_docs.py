@@ -119,7 +119,7 @@ def test_the_commands_with_curl_do_what_the_page_says(folder: Path) -> None:
         made = run(["sh", "-euc", f"curl -sf {server.url}/{elsewhere}"], folder, TOKEN=token)
 
     assert "first the schema\n" in said
-    assert said.count('"key":"notes"') == 2
+    assert said.count('"key":"notes"') == 5
     assert json.loads(made) == {"id": "box-1"}
     assert (folder / "boxes/box-1").is_dir()
 

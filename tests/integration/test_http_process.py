@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -73,6 +74,7 @@ async def test_it_listens_on_ipv6_and_logs_json(tmp_path: Path, home: Mapping[st
     assert (found.status_code, code) == (404, 0)
     logged = [json.loads(line) for line in server.lines]
     assert [line["status"] for line in logged if line.get("request_id") == "mine"] == [404]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}Z", line["time"]) for line in logged)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, home: Mapping[str, str]) -> No
     )
 
     assert ended.returncode == 8
-    assert "pip install 'iris-kv[http]'" in ended.stderr
+    assert "uv tool install '.[tokens,http]'" in ended.stderr
 
 
 def test_stdio_does_not_wait_for_what_http_needs(home: Mapping[str, str]) -> None:

@@ -473,6 +473,15 @@ async def test_each_operation_needs_its_right(open_http: OpenHttp) -> None:
                 assert (answer.status_code == 403) is (held not in (needed, "kv:admin")), (held, method, name)
 
 
+async def test_json_that_is_no_envelope_is_told_how_to_be_stored_as_it_is(open_http: OpenHttp) -> None:
+    async with open_http() as http:
+        refused = await http.put("cfg", b'{"a": 1}', headers={"Content-Type": "application/json"})
+        stored = await http.put("cfg", b'{"a": 1}', headers={"Content-Type": "application/json"}, raw="true")
+
+    assert (refused.status_code, stored.status_code) == (422, 201)
+    assert refused.json()["todo"].endswith("add raw=true to the query")
+
+
 async def test_large_json_is_stored_as_it_is_or_not_at_all(open_http: OpenHttp) -> None:
     value = json.dumps([{"n": n, "text": "é" * 20} for n in range(20_000)], ensure_ascii=False).encode()
     kind = {"Content-Type": "application/json"}

@@ -138,8 +138,8 @@ async def _parts(request: Request) -> AsyncGenerator[bytes]:
         ) from None
 
 
-async def json_body(request: Request, model: type[_M]) -> _M:
-    """Return a JSON body.
+async def json_body(request: Request, model: type[_M], *, hint: str = "") -> _M:
+    """Return a JSON body; `hint` says what else could have been meant by one that is not the model's.
 
     Raises:
         UnsupportedTypeError: It is declared something else.
@@ -155,7 +155,7 @@ async def json_body(request: Request, model: type[_M]) -> _M:
     async for part in _parts(request):
         _check_small(len(body) + len(part))
         body += part
-    return await to_thread.run_sync(_parsed, bytes(body), model)
+    return await to_thread.run_sync(_parsed, bytes(body), model, hint)
 
 
 def _check_small(size: int) -> None:
@@ -167,11 +167,12 @@ def _check_small(size: int) -> None:
         )
 
 
-def _parsed(body: bytes, model: type[_M]) -> _M:
+def _parsed(body: bytes, model: type[_M], hint: str) -> _M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise invalid_arguments(error.errors(include_url=False), list(model.model_fields)) from None
+        told = invalid_arguments(error.errors(include_url=False), list(model.model_fields))
+        raise InvalidArgumentError(told.wrong, told.allowed, told.todo + hint) from None
 
 
 def metadata_of(text: str | None) -> Mapping[str, str] | None:

@@ -57,6 +57,7 @@ from iris_kv.surfaces.visits import Visit
 from iris_kv.workspace import Workspace
 
 _CHUNK: Final = 1 << 18
+_RAW: Final = "; or, to store the JSON body itself, add raw=true to the query"
 _METADATA_CHARS: Final = 4_096
 _SAFE: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -317,7 +318,7 @@ async def _write(request: Request, visit: Visit, address: WriteAddress) -> Entry
     if_digest = await expected_digest(request.headers, lambda: workspace.head(scope, key))
     if essence(declared) == JSON and not address.raw:
         _refuse_beside_json(address)
-        given = await json_body(request, NewValue)
+        given = await json_body(request, NewValue, hint=_RAW)
         write = partial(workspace.put, value=given.encoded(), content_type=given.content_type)
         ttl_hours, metadata = given.ttl_hours, given.metadata
     else:
