@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/iris-kv demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -114,11 +114,22 @@ class SandboxRoot:
             ) from None
 
     def ids(self) -> list[str]:
-        """Return the ids of all sandboxes in order; blocks on the file system."""
-        with os.scandir(self._root) as found:
-            return sorted(
-                each.name for each in found if _ID.fullmatch(each.name) and each.is_dir(follow_symlinks=False)
-            )
+        """Return the ids of all sandboxes in order; blocks on the file system.
+
+        Raises:
+            UnavailableError: The folder cannot be read.
+        """
+        try:
+            with os.scandir(self._root) as found:
+                return sorted(
+                    each.name for each in found if _ID.fullmatch(each.name) and each.is_dir(follow_symlinks=False)
+                )
+        except OSError as error:
+            raise UnavailableError(
+                f"the folder of the sandboxes cannot be read: {error.strerror}",
+                "the server must be able to read it",
+                "mend its permissions, or put it back",
+            ) from None
 
 
 def check_id(sandbox: str) -> str:

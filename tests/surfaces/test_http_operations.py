@@ -23,6 +23,7 @@ from iris_kv.surfaces.http.platform import Limits
 from iris_kv.surfaces.http.serving import OPEN_REQUESTS_S
 
 PUT = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"cache_put","arguments":%s}}'
+VALUE = "/api/sandboxes/default/kv-cache/value?scope=task&key=k"
 ADMIN = Principal(author="user", face="rest")
 
 
@@ -85,9 +86,11 @@ async def test_a_root_that_is_gone_is_not_ready(tmp_path: Path, clock: Clock) ->
         before = await client.get(f"{server.url}/readyz")
         (tmp_path / "root").rmdir()
         after = await client.get(f"{server.url}/readyz")
+        listed = await client.get(f"{server.url}/api/sandboxes", headers=server.bearer("backend"))
 
-    assert (before.status_code, after.status_code) == (200, 503)
-    assert str(tmp_path) not in after.text
+    assert (before.status_code, after.status_code, listed.status_code) == (200, 503, 503)
+    assert "the folder of the sandboxes cannot be read" in listed.json()["detail"]
+    assert str(tmp_path) not in after.text + listed.text
 
 
 # Ids, logs and metrics
@@ -183,8 +186,9 @@ async def test_a_body_that_is_announced_or_found_to_be_too_large_is_refused(work
             yield b"x" * 500_000
 
     async with running(workspace, clock) as server, httpx2.AsyncClient() as client:
-        announced = await client.post(server.mcp(), content=b"x" * (BODY_BYTES + 1))
-        streamed = await client.post(server.mcp(), content=chunks())  # pyright: ignore[reportArgumentType]
+        url, headers = server.url + VALUE, {"content-type": "text/plain"}
+        announced = await client.post(url, content=b"x" * (BODY_BYTES + 1), headers=headers)
+        streamed = await client.post(url, content=chunks(), headers=headers)  # pyright: ignore[reportArgumentType]
         counted = await server.measured('iris_kv_refused_requests_total{reason="too_large"}')
 
     for found in (announced, streamed):
@@ -214,7 +218,7 @@ async def test_a_truncated_or_slow_body_writes_nothing(workspace: Path, clock: C
 
 async def test_a_body_that_drips_is_refused_by_its_rate(workspace: Path, clock: Clock) -> None:
     async with running(workspace, clock) as server, await connected(server) as dripping:
-        await dripping.send(head("/mcp", "content-length: 1000000") + b"x")
+        await dripping.send(head(f"{VALUE}&raw=true", "content-length: 1000000") + b"x")
         # The request is being read once another's metrics show it.
         while await server.measured("iris_kv_open_requests") < 2:
             pass
@@ -248,9 +252,8 @@ async def test_a_long_path_counts_as_a_long_header(workspace: Path, clock: Clock
 
 async def test_a_body_with_two_lengths_is_refused_and_what_follows_is_not_read(workspace: Path, clock: Clock) -> None:
     smuggled = head("/healthz", method="GET")
-    path = "/api/sandboxes/default/kv-cache/value?scope=task&key=k"
     async with running(workspace, clock) as server, await connected(server) as stream:
-        sent = head(path, f"content-length: {len(smuggled) + 5}", "transfer-encoding: chunked")
+        sent = head(VALUE, f"content-length: {len(smuggled) + 5}", "transfer-encoding: chunked")
         await stream.send(sent + b"0\r\n\r\n" + smuggled)
         told = await answer(stream)
 
@@ -401,13 +404,15 @@ async def test_sandboxes_used_in_turn_are_closed_when_idle_or_too_many(tmp_path:
 
 async def test_a_sandbox_that_is_not_there_closes_none_and_waits_for_none(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "box").mkdir()
-    async with running(tmp_path, clock, shared=True, open_limits=Limits(max_open=1)) as server:
-        async with httpx2.AsyncClient(headers=server.bearer("backend"), base_url=server.url) as client:
-            there = await client.get("/api/sandboxes/box/kv-cache/stats")
-            absent = await client.get("/api/sandboxes/none/kv-cache/stats")
-            still_open = server.platform.open_ids
-            async with server.platform.visit(ADMIN, "box"):
-                absent_while_in_use = await client.get("/api/sandboxes/none/kv-cache/stats")
+    async with (
+        running(tmp_path, clock, shared=True, open_limits=Limits(max_open=1)) as server,
+        httpx2.AsyncClient(headers=server.bearer("backend"), base_url=server.url) as client,
+    ):
+        there = await client.get("/api/sandboxes/box/kv-cache/stats")
+        absent = await client.get("/api/sandboxes/none/kv-cache/stats")
+        still_open = server.platform.open_ids
+        async with server.platform.visit(ADMIN, "box"):
+            absent_while_in_use = await client.get("/api/sandboxes/none/kv-cache/stats")
 
     assert [each.status_code for each in (there, absent, absent_while_in_use)] == [200, 404, 404]
     assert still_open == ("box",)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from mcp.types import INTERNAL_ERROR, ElicitResult, ErrorData
+
+from iris_kv.surfaces import consent
 
 if TYPE_CHECKING:
     from tests.surfaces.conftest import Era, LocalSession, Open
@@ -71,6 +74,23 @@ async def test_a_user_who_does_not_agree_keeps_everything_whatever_the_model_con
 
     assert refusal == "forbidden: the user did not agree to clear task; nothing was deleted; go on without clearing it"
     assert asked == [QUESTION]
+    assert left == ["k"]
+
+
+async def test_a_user_who_does_not_answer_keeps_everything(open_server: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "ANSWER_S", 0.01)
+
+    async def never(_: object, __: object) -> ElicitResult:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with open_server("legacy", elicitation_callback=never) as session:
+        await session.call("cache_put", scope="task", key="k", value="value")
+        with anyio.fail_after(20):
+            refusal = await session.refusal("cache_clear", scope="task")
+        left = await keys(session)
+
+    assert refusal.startswith("forbidden: the user did not answer within 0.01 s; nothing was deleted")
     assert left == ["k"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprec
 
 def heard(session: LocalSession) -> int:
     return session.server._visits.opening().notifier.n_heard  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def opening(name: str) -> dict[str, Any]:
+    client = {"name": name, "version": "1"}
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    return {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
 
 
 async def test_subscriptions_are_bounded_and_given_back(open_server: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,11 +81,6 @@ async def test_a_uri_that_is_too_long_to_keep_is_refused(open_server: Open) -> N
 
 
 async def test_what_a_session_says_of_itself_is_kept_once_and_bounded(workspace: Path, clock: Clock) -> None:
-    def opening(name: str) -> dict[str, Any]:
-        client = {"name": name, "version": "1"}
-        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
-        return {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
-
     headers = {"accept": "application/json, text/event-stream"}
     async with running(workspace, clock) as server, httpx2.AsyncClient(headers=headers) as client:
         refused = await client.post(server.mcp(), json=opening("x" * 70_000))
@@ -91,6 +93,36 @@ async def test_what_a_session_says_of_itself_is_kept_once_and_bounded(workspace:
         attended = len(served.notifier._connections)
 
     assert (refused.status_code, opened.status_code, attended) == (413, 200, 1)
+
+
+async def test_a_client_that_reads_nothing_does_not_keep_others_from_hearing(
+    workspace: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "TELL_S", 0.1)
+    value = "/api/sandboxes/default/kv-cache/value?scope=task&key=k"
+    headers = {"accept": "application/json, text/event-stream"}
+    async with running(workspace, clock) as server, httpx2.AsyncClient(headers=headers) as http:
+        opened = await http.post(server.mcp(), json=opening("deaf"))
+        own = {**headers, "mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+        await http.post(server.mcp(), json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers=own)
+        for n in range(300):
+            params = {"uri": f"iris-kv://cache/task/k?offset={n}&known_digest={'x' * 4_000}"}
+            asked = {"jsonrpc": "2.0", "id": n, "method": "resources/subscribe", "params": params}
+            assert "result" in (await http.post(server.mcp(), json=asked, headers=own)).text
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        deaf.connect(server.address)
+        with deaf:
+            lines = [f"{name}: {text}\r\n" for name, text in {"host": str(server.address), **own}.items()]
+            deaf.sendall(f"GET /mcp HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+            async with (
+                server.client(mode="auto") as client,
+                client.listen(resource_subscriptions=["iris-kv://cache/task/k"]) as heard,
+            ):
+                for n in range(8):
+                    await http.post(server.url + value, content=str(n), headers={"content-type": "text/plain"})
+                    with anyio.fail_after(20):
+                        assert await anext(aiter(heard)) is not None
 
 
 async def test_what_a_session_over_http_subscribed_to_is_given_back_at_its_end(workspace: Path, clock: Clock) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from iris_kv.store.engine import Engine
     from iris_kv.store.reading import Reading
 
+_LARGE_BYTES: Final = 65_536
 _NAMES_TRIED: Final = 100
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -112,7 +113,9 @@ class Writing:
             ) from None
 
     def _refuse_early(self, cache: OpenCache, request: PutRequest, size: int) -> None:
-        """Spare the disk a value that a look at the index shows to be over the quota."""
+        """Spare the disk a large value that a look at the index shows to be over the quota."""
+        if size < _LARGE_BYTES:
+            return
         used = cache.index.readers.usage(request.scope).bytes
         if used + size > request.limits.quota_bytes:
             with self._engine.writing() as current:
@@ -182,7 +185,8 @@ class Writing:
         scope, writer = request.scope, cache.index.writer
         old = writer.entry(scope, request.key)
         live = old if old is not None and not self._engine.notes.is_expired(old, self._engine.clock.now_ms()) else None
-        check_expected(None if live is None else live.info(None), request.if_digest, scope, request.key)
+        if request.if_digest is not None:
+            check_expected(None if live is None else live.info(None), request.if_digest, scope, request.key)
         used = self._used_by_others(cache, scope, old)
         if used + size > request.limits.quota_bytes:
             self.remove_expired(cache, (scope,))

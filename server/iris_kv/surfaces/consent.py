@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import anyio
 from mcp.server import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
@@ -22,6 +23,9 @@ from pydantic import ValidationError
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError
 from iris_kv.surfaces.arguments import CacheClear
+
+ANSWER_S: Final = 300.0
+"""How long is waited for the user: a client that left meanwhile does not say so."""
 
 _SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -64,7 +68,12 @@ async def consent_to_clear(
 
 async def _asked(context: ServerRequestContext[Any, Any], question: str) -> ElicitResult:
     try:
-        return await context.session.elicit_form(question, _SCHEMA, context.request_id)
+        with anyio.fail_after(ANSWER_S):
+            return await context.session.elicit_form(question, _SCHEMA, context.request_id)
+    except TimeoutError:
+        raise ForbiddenError(
+            f"the user did not answer within {ANSWER_S:g} s", "nothing was deleted", "call it again once they are there"
+        ) from None
     except (MCPError, ValidationError) as error:
         raise ForbiddenError(
             f"the client did not ask the user ({error})", "nothing was deleted", "ask the user in another way"

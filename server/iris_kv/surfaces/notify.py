@@ -39,6 +39,8 @@ from iris_kv.surfaces.resources import LISTED_SCOPES
 from iris_kv.workspace import Workspace
 
 COALESCE_S: Final = 1.0
+TELL_S: Final = 5.0
+"""How long telling one client what changed may take."""
 MAX_LISTENERS: Final = 256
 """How many clients of each era are told of one workspace's changes."""
 MAX_HEARD: Final = 10_000
@@ -298,22 +300,30 @@ class Notifier:
             events, self._pending = list(self._pending), {}
             for event in events:
                 await self._bus.publish(event)
-                self._forget_closed()
-                for connection in list(self._connections):
-                    await self._tell(connection, event)
+            self._forget_closed()
+            async with anyio.create_task_group() as tasks:
+                for connection in self._connections:
+                    tasks.start_soon(self._tell, connection, events)
             await anyio.sleep(COALESCE_S)
 
-    async def _tell(self, connection: Connection, event: ServerEvent) -> None:
-        session, subscribed = connection.session, connection.subscribed
+    async def _tell(self, connection: Connection, events: Sequence[ServerEvent]) -> None:
+        """Tell a client; one that reads nothing misses what it is told, and keeps the others waiting for a moment."""
         try:
-            if isinstance(event, ResourcesListChanged):
-                await session.send_resource_list_changed()
-            elif isinstance(event, ToolsListChanged):
-                await session.send_tool_list_changed()
-            elif isinstance(event, ResourceUpdated) and event.uri in subscribed:
-                await session.send_resource_updated(event.uri)
+            with anyio.move_on_after(TELL_S):
+                for event in events:
+                    await _send(connection, event)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             connection.is_open = False
+
+
+async def _send(connection: Connection, event: ServerEvent) -> None:
+    session = connection.session
+    if isinstance(event, ResourcesListChanged):
+        await session.send_resource_list_changed()
+    elif isinstance(event, ToolsListChanged):
+        await session.send_tool_list_changed()
+    elif isinstance(event, ResourceUpdated) and event.uri in connection.subscribed:
+        await session.send_resource_updated(event.uri)
 
 
 def _too_many(wrong: str) -> BusyError:
