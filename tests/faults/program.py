@@ -65,12 +65,17 @@ class Teller:
         await self._tell(scope, key, kept.digest, work)
 
     async def clear(self, scope: Scope) -> None:
-        keys = [info.key for info in (await self.store.list(scope)).entries]
+        keys: list[str] = []
+        if not await self._did(self._list(scope, keys)):
+            return
         for key in keys:
             say("begin", scope, key, ABSENT)
         if await self._did(self.store.clear(scope, keep=LIMITS.keep)):
             for key in keys:
                 say("ack", scope, key, ABSENT)
+
+    async def _list(self, scope: Scope, keys: list[str]) -> None:
+        keys += [info.key for info in (await self.store.list(scope)).entries]
 
     async def collect(self) -> None:
         await self._did(self.store.collect())

@@ -18,7 +18,7 @@ from iris_kv.store.lock import check_cancelled
 from iris_kv.store.schema import DamagedIndexError, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from iris_kv.store.cache import OpenCache
     from iris_kv.store.queries import Row
@@ -69,7 +69,7 @@ def _scope_problem(cache: OpenCache, hints: Hints, scope: Scope) -> str | None:
         if not is_possible(row) or (named is not None and _lasting(named) != _lasting(row)):
             return f"its row of {row.key!r} in {scope} is not what was written"
     files = set(os.listdir(cache.folders.scope(scope)))
-    if any(map(is_ahead_of(writer.last_change()), files)):
+    if are_ahead(writer.last_change(), files):
         return f"it is older than the files of {scope}"
     for row in hints.newest(scope):
         if row.file in files - rows.keys() and not writer.named_files(scope, [row.file]):
@@ -82,6 +82,11 @@ def _lasting(row: Row) -> Row:
     return row._replace(expires_at=None, accessed_at=None)
 
 
-def is_ahead_of(last_change: int) -> Callable[[str], bool]:
-    """Return what tells of a file whether it was written behind a change; the next one's put may be under way."""
-    return lambda file: last_change + 1 < (names.seq_of(file) or 0) < MAX_SEQ
+def are_ahead(last_change: int, files: Iterable[str]) -> bool:
+    """Tell whether some of a scope's files were written behind the last change that an index knows.
+
+    The next change's put may be under way. Puts of one key that failed at their commit, or were killed
+    before it, are no sign of a loss: each takes the number behind the one before it.
+    """
+    numbered = {(names.key_hash_of(file), names.seq_of(file) or 0) for file in files}
+    return any(last_change + 1 < seq < MAX_SEQ and (key, seq - 1) not in numbered for key, seq in numbered)

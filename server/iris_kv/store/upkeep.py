@@ -15,7 +15,7 @@ from iris_kv.store.folders import open_or_create
 from iris_kv.store.queries import PAGE_ROWS
 from iris_kv.store.replacing import unlink
 from iris_kv.store.schema import INDEX, damaged_index
-from iris_kv.store.soundness import is_ahead_of
+from iris_kv.store.soundness import are_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -138,7 +138,7 @@ class Upkeep:
         readers = cache.index.readers
         known = {row.file for row in readers.all_rows(scope)} | readers.kept_files(scope)
         suspects = [file for file in os.listdir(folder) if file not in known and names.seq_of(file) is not None]
-        if any(map(is_ahead_of(cache.index.readers.last_change()), suspects)):
+        if are_ahead(cache.index.readers.last_change(), suspects):
             # They are what a write-ahead log held that was lost, and no orphans.
             raise damaged_index()
         for start in range(0, len(suspects), PAGE_ROWS):
