@@ -137,7 +137,8 @@ class Mother:
         self._process.wait(PATIENCE_S)
         self._process.stdout.close()
         if kind is None:
-            assert "Traceback" not in self._log.read_text()
+            _, _, failure = self._log.read_text().partition("Traceback")
+            assert not failure, failure[:8_000]
 
     def start(self, command: str, workspace: Path, *arguments: str) -> None:
         self._send(command, str(workspace), *arguments)

@@ -114,7 +114,7 @@ def test_the_commands_with_curl_do_what_the_page_says(folder: Path) -> None:
             ["sh", "-euc", here.replace("http://127.0.0.1:8765", server.url).replace("curl", "curl -sf")], folder
         )
     _, bash = next(block for block in blocks("operations.md", "Tokens"))
-    token = run(["sh", "-euc", bash], folder).split()[0]
+    token = re.findall(r"ikv_\S+", run(["sh", "-euc", bash], folder))[0]
     with started("--http", "127.0.0.1:0", "--sandboxes", str(folder / "boxes"), env=home) as server:
         made = run(["sh", "-euc", f"curl -sf {server.url}/{elsewhere}"], folder, TOKEN=token)
 
