@@ -23,6 +23,8 @@ from iris_kv.sandboxes import SandboxRoot
 from iris_kv.settings import Settings
 from iris_kv.surfaces.http.access import Access, Place
 from iris_kv.surfaces.http.app import build_app
+from iris_kv.surfaces.http.health import Health
+from iris_kv.surfaces.http.metrics import Metrics
 from iris_kv.surfaces.http.platform import Limits, Platform
 from iris_kv.workspace import Workspace
 
@@ -98,10 +100,6 @@ async def _who(request: Request) -> JSONResponse:
     return JSONResponse(principal.model_dump(mode="json"))
 
 
-async def _nothing(_: Request) -> JSONResponse:
-    return JSONResponse({})
-
-
 @pytest.fixture
 def token_file(tmp_path: Path, clock: Clock) -> TokenFile:
     return TokenFile(tmp_path / "config" / "tokens.json", clock)
@@ -128,8 +126,7 @@ def open_server(tmp_path: Path, clock: Clock, token_file: TokenFile) -> Open:
         app = build_app(platform, "full", access)
         for path in ("/api/who", "/api/sandboxes/{sandbox}/who"):
             app.router.routes.append(Route(path, _who, methods=["GET", "POST", "DELETE"]))
-        for path in ("/healthz", "/readyz", "/metrics"):
-            app.router.routes.append(Route(path, _nothing))
+        app.router.routes.extend(Health(platform, Metrics()).routes())
         async with app.router.lifespan_context(app):
             yield Server(app, access, token_file, clock)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -70,6 +71,12 @@ class Terminal:
             part = self._read()
             assert part, self.seen
             self.seen += part
+
+    def wait_until_it_reads(self) -> None:
+        """Wait until the process sleeps: a signal just before a read does not end the read, in any program."""
+        deadline = time.monotonic() + PATIENCE_S
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+            assert time.monotonic() < deadline, self.seen
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -215,6 +222,7 @@ def test_putting_from_a_terminal_says_so_and_an_interrupt_ends_it_quietly(enviro
     terminal = Terminal([COMMAND, "put", "project", "k"], environment)
 
     terminal.wait_for("end it with Ctrl-D on a new line\r\n")
+    terminal.wait_until_it_reads()
     terminal.process.send_signal(signal.SIGINT)
 
     assert terminal.end() == 130

@@ -30,7 +30,9 @@ SIDE_FILES: Final = (INDEX + "-wal", INDEX + "-shm")
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_FORMAT}
 )
-_MISSING: Final = re.compile(r"no such (table|column|collation)|table \w+ has|Could not decode|malformed")
+_MISSING: Final = re.compile(
+    r"no such (table|column|collation)|table \w+ has|Could not decode|malformed|unsupported file format"
+)
 """What SQLite and Python say of tables and texts that are not what they were, without a code of its own."""
 _APPLICATION_ID: Final = 0x49524B56
 _BUSY_S: Final = 10.0
@@ -176,6 +178,19 @@ def connect(folder: int, *, durable: bool) -> sqlite3.Connection:
             raise damaged_index() from error
         raise
     return connection
+
+
+def is_cut_off(folder: int) -> bool:
+    """Tell whether the index has fewer bytes than its first page says; a kill during a checkpoint leaves it so, too.
+
+    Of a page that ends in the middle SQLite reads zeros, and may take them for no entries.
+    """
+    with suppress(OSError), open(INDEX, "rb", opener=lambda name, flags: os.open(name, flags, dir_fd=folder)) as file:
+        head = file.read(32)
+        page_bytes, pages = int.from_bytes(head[16:18]), int.from_bytes(head[28:32])
+        # The format's way of saying 65,536.
+        return os.fstat(file.fileno()).st_size < (65_536 if page_bytes == 1 else page_bytes) * pages
+    return False
 
 
 def _connection(folder: int, name: str) -> sqlite3.Connection:

@@ -12,6 +12,7 @@ from iris_kv.model import SCOPES, Damage, Removed, Repair, Scope, Verification
 from iris_kv.store import keeping, names
 from iris_kv.store.base import oldest_counted_day
 from iris_kv.store.folders import open_or_create
+from iris_kv.store.hints import Hints
 from iris_kv.store.queries import PAGE_ROWS
 from iris_kv.store.replacing import unlink
 from iris_kv.store.schema import INDEX, damaged_index
@@ -118,6 +119,9 @@ class Upkeep:
             os.close(handle)
 
     def _tidy(self) -> None:
+        # First, so that nothing is taken for an orphan because its row cannot be found.
+        if self._engine.ask(lambda index: index.integrity()) != "ok":
+            raise damaged_index()
         for scope in SCOPES:
             self._remove_orphans(scope)
         with self._engine.writing() as cache:
@@ -141,6 +145,9 @@ class Upkeep:
         if are_ahead(cache.index.readers.last_change(), suspects):
             # They are what a write-ahead log held that was lost, and no orphans.
             raise damaged_index()
+        if suspects and not {row.file for row in Hints(cache.folders).newest(scope)}.isdisjoint(suspects):
+            # Just written, or their rows were lost.
+            self._engine.repair()
         for start in range(0, len(suspects), PAGE_ROWS):
             with self._engine.writing() as current:
                 if current is cache:
