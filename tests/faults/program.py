@@ -21,6 +21,9 @@ from collections.abc import Awaitable
 from contextlib import aclosing, suppress
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
+
 from iris_kv.errors import IrisError, QuotaExceededError
 from iris_kv.model import Keep, Limits, Provenance, Scope, digest_of
 from iris_kv.store.files import FileStore
@@ -211,6 +214,8 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # A write that is made to fail may be the log's own, which is no fault of the store.
     logging.raiseExceptions = False
+    # Loaded at its first use, which is to be none of the calls that are made to fail.
+    anyio.run(anyio.lowlevel.checkpoint)
     children: set[int] = set()
     while line := sys.stdin.buffer.readline():
         name, *arguments = json.loads(line)

@@ -16,7 +16,7 @@ from tests.faults.breaking import CACHE
 from tests.faults.program import BY, LIMITS, RealClock
 
 from iris_kv.errors import CorruptError, ExpiredError, NotFoundError
-from iris_kv.model import EntryInfo
+from iris_kv.model import KEEP_NOTHING, EntryInfo, digest_of
 from iris_kv.store.files import FileStore
 
 KEYS = [*(f"k{n}" for n in range(40)), "a/b", "é", "../../x"]
@@ -29,6 +29,7 @@ PLACES = {
     "index and recovery.jsonl": [".store/index.db", ".store/recovery.jsonl"],
     "index, recovery.jsonl and manifest": [".store/index.db", ".store/recovery.jsonl", "task/.index.json"],
 }
+LIMITS_KEEPING_NOTHING = LIMITS.model_copy(update={"keep": KEEP_NOTHING})
 DAMAGES = st.tuples(
     st.sampled_from(["flip", "truncate", "zero", "noise"]), st.floats(0, 1, exclude_max=True), st.integers(0, 255)
 )
@@ -174,3 +175,30 @@ def test_a_damaged_value_is_never_served_and_costs_no_other(
         assert all(answers[key] == "corrupt" for key in set(expected) - whole)
 
     check()
+
+
+@pytest.mark.parametrize("write", ["put", "delete", "clear"])
+async def test_what_a_kill_behind_a_commit_leaves_is_no_sign_of_a_lost_row(tmp_path: Path, write: str) -> None:
+    task, log = tmp_path / CACHE / "task", tmp_path / CACHE / ".store/recovery.jsonl"
+    async with aclosing(await FileStore.open(tmp_path, clock=RealClock(), durable=False)) as store:
+        await store.put("task", "k", b"old", content_type="text/plain", limits=LIMITS_KEEPING_NOTHING, provenance=BY)
+        (file,) = task.glob("k__*")
+        logged = log.read_bytes()
+        match write:
+            case "put":
+                limits = LIMITS_KEEPING_NOTHING
+                await store.put("task", "k", b"new", content_type="text/plain", limits=limits, provenance=BY)
+            case "delete":
+                await store.delete("task", "k")
+            case _:
+                await store.clear("task")
+        # The line in the log and the removal of the old file come behind the commit.
+        log.write_bytes(logged)
+        file.write_bytes(b"old")
+
+        await store.collect()
+
+        assert not file.exists()
+        assert (await store.repair()).problem is None
+        keys = {info.key: info.digest for info in (await store.list("task")).entries}
+        assert keys == ({"k": digest_of(b"new")} if write == "put" else {})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from iris_kv.errors import UnavailableError
 from iris_kv.model import SCOPES, Archived, Damage, Scope
 from iris_kv.store import names
-from iris_kv.store.lock import check_cancelled
+from iris_kv.store.lanes import check_cancelled
 from iris_kv.store.reading import open_verified
 from iris_kv.store.recovery import facts_of
 

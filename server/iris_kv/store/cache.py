@@ -16,7 +16,7 @@ from iris_kv.store.index import Index
 from iris_kv.store.lock import WriteLock
 from iris_kv.store.rebuild import rebuild_index
 from iris_kv.store.recovery import RecoveryLog
-from iris_kv.store.schema import DamagedIndexError, damaged_index, explained, index_exists, is_cut_off
+from iris_kv.store.schema import DamagedIndexError, explained, index_exists, is_cut_off
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +72,8 @@ class OpenCache:
             if index.writer.journal_mode() != mode:
                 with self.lock.held():
                     index.writer.set_journal_mode(mode)
-            if is_cut_off(self.folders.store) and index.writer.integrity() != "ok":
-                raise damaged_index()
+            if is_cut_off(self.folders.store):
+                index.writer.check_integrity()
         except BaseException as error:
             index.close()
             if isinstance(error, sqlite3.Error):

@@ -18,11 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-from anyio import from_thread
-
 from iris_kv.errors import BusyError, ForbiddenError, UnavailableError
 from iris_kv.model import Unwatched
 from iris_kv.store.folders import open_or_create
+from iris_kv.store.lanes import check_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -257,12 +256,6 @@ def _is_locked_shared(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def check_cancelled() -> None:
-    """Raise if the task that waits for this thread was cancelled; a thread that none waits for goes on."""
-    with suppress(RuntimeError):
-        from_thread.check_cancelled()
 
 
 @cache

@@ -212,6 +212,11 @@ class Queries:
         """Return the number of the last change."""
         return cast("int", self._fetch("SELECT max(seq) FROM change")[0][0])
 
+    def last_change_of(self, scope: Scope, key: str) -> int:
+        """Return the number of the last change of a key, or of its whole scope, that is kept; 0: none is."""
+        sql = "SELECT coalesce(max(seq), 0) FROM change WHERE scope=? AND (key=? OR (op='clear' AND origin<>''))"
+        return cast("int", self._fetch(sql, (scope, key))[0][0])
+
     def first_change(self) -> int:
         """Return the number of the oldest change that is kept."""
         return cast("int", self._fetch("SELECT min(seq) FROM change")[0][0])
@@ -226,6 +231,15 @@ class Queries:
     def integrity(self) -> str:
         """Return the first thing that SQLite finds wrong with the index; `ok` if there is none."""
         return self._fetch("PRAGMA integrity_check(1)")[0][0]
+
+    def check_integrity(self) -> None:
+        """Look at all pages of the index.
+
+        Raises:
+            DamagedIndexError: Something is wrong with them.
+        """
+        if self.integrity() != "ok":
+            raise damaged_index()
 
     def meta(self, key: str) -> str:
         """Return a noted fact; ``""`` if it was never noted."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from iris_kv.model import DAY_MS, SCOPES, Damage, Operation, Rebuilt, Scope
 from iris_kv.store import names
 from iris_kv.store.hints import MAX_SEQ, Hints, seq_of
-from iris_kv.store.lock import check_cancelled
+from iris_kv.store.lanes import check_cancelled
 from iris_kv.store.queries import ROW, Row
 from iris_kv.store.recovery import write_manifest
 from iris_kv.store.schema import replace_index

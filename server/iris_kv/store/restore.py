@@ -21,7 +21,7 @@ from iris_kv.store import names
 from iris_kv.store.backup import FORMAT, MANIFEST, SEAL
 from iris_kv.store.folders import create_file, write_all
 from iris_kv.store.hints import row_of
-from iris_kv.store.lock import check_cancelled
+from iris_kv.store.lanes import check_cancelled
 from iris_kv.store.rebuild import Contents, Version, install, renewed
 
 if TYPE_CHECKING:

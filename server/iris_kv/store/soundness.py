@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 from iris_kv.model import SCOPES, Scope
 from iris_kv.store import names
-from iris_kv.store.hints import MAX_SEQ, Hints, is_possible
-from iris_kv.store.lock import check_cancelled
+from iris_kv.store.hints import MAX_SEQ, Hints, is_possible, seq_of
+from iris_kv.store.lanes import check_cancelled
 from iris_kv.store.schema import DamagedIndexError, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from iris_kv.store.cache import OpenCache
+    from iris_kv.store.index import Writer
     from iris_kv.store.queries import Row
 
 _ID: Final = re.compile("[0-9a-f]{32}")
@@ -72,9 +73,18 @@ def _scope_problem(cache: OpenCache, hints: Hints, scope: Scope) -> str | None:
     if are_ahead(writer.last_change(), files):
         return f"it is older than the files of {scope}"
     for row in hints.newest(scope):
-        if row.file in files - rows.keys() and not writer.named_files(scope, [row.file]):
+        if row.file in files - rows.keys() and _is_missed(writer, row):
             return f"it has no row of {row.key!r} in {scope}"
     return None
+
+
+def _is_missed(writer: Writer, row: Row) -> bool:
+    """Tell whether an index lost a row whose file is there.
+
+    Whoever is killed behind a commit has not logged what came after it, nor removed its file.
+    """
+    is_named = bool(writer.named_files(row.scope, [row.file]))
+    return not is_named and writer.last_change_of(row.scope, row.key) <= seq_of(row)
 
 
 def _lasting(row: Row) -> Row:

@@ -120,8 +120,7 @@ class Upkeep:
 
     def _tidy(self) -> None:
         # First, so that nothing is taken for an orphan because its row cannot be found.
-        if self._engine.ask(lambda index: index.integrity()) != "ok":
-            raise damaged_index()
+        self._engine.ask(lambda index: index.check_integrity())
         for scope in SCOPES:
             self._remove_orphans(scope)
         with self._engine.writing() as cache:
