@@ -20,7 +20,19 @@ NEXT = [*FIRST[1:], "tests/faults/test_damage.py", "tests/faults/test_kill.py", 
 def run_pass(paths: list[str], until: float) -> int:
     seed = secrets.randbelow(1_000_000)
     print(f"soak: seed {seed}, {max(0, until - time.monotonic()):.0f} s left", flush=True)
-    call = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--soak", "--seed", str(seed), f"--hypothesis-seed={seed}", *paths]
+    call = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "--soak",
+        "--seed",
+        str(seed),
+        f"--hypothesis-seed={seed}",
+        *paths,
+    ]
     return subprocess.run(call, check=False, env={**os.environ, "PYTHONHASHSEED": "0"}).returncode
 
 

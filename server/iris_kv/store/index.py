@@ -16,7 +16,7 @@ from iris_kv.errors import UncertainError
 from iris_kv.model import SCOPES, Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
 from iris_kv.store.queries import ROW, Kept, KeptFor, Queries, Row, Snapshot
-from iris_kv.store.schema import INDEX, check_schema, connect, explained
+from iris_kv.store.schema import INDEX, check_version, connect, explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -44,33 +44,36 @@ class Readers(Queries):
         self._durable = durable
         self._idle: deque[sqlite3.Connection] = deque()
 
-    @contextmanager
-    def _lent(self) -> Generator[sqlite3.Connection]:
+    def _borrowed(self) -> sqlite3.Connection:
         try:
-            connection = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            connection = connect(self._folder, durable=self._durable)
-        try:
-            yield connection
-        except sqlite3.Error as error:
-            raise explained(error) from error
-        finally:
-            self._idle.append(connection)
+            return connect(self._folder, durable=self._durable)
 
     def _fetch(self, sql: str, values: Sequence[str | int] = ()) -> list[Any]:
-        with self._guard(), self._lent() as connection:
-            return connection.execute(sql, values).fetchall()
+        with self._guard():
+            connection = self._borrowed()
+            try:
+                return connection.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise explained(error) from error
+            finally:
+                self._idle.append(connection)
 
     @contextmanager
     def snapshot(self) -> Generator[Queries]:
         """Answer several queries from one moment of the index."""
-        with self._guard(), self._lent() as connection:
+        with self._guard():
+            connection = self._borrowed()
             try:
                 connection.execute("BEGIN")
                 yield Snapshot(connection)
+            except sqlite3.Error as error:
+                raise explained(error) from error
             finally:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
+                self._idle.append(connection)
 
     def close(self) -> None:
         """Close every connection; none may be lent."""
@@ -104,7 +107,7 @@ class Writer(Snapshot):
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             # A newer iris-kv may have changed the tables since this connection was made.
-            check_schema(self._connection)
+            check_version(self._connection)
             yield
         except BaseException:
             self._roll_back()
@@ -132,10 +135,9 @@ class Writer(Snapshot):
         self._connection.execute("DELETE FROM entry WHERE scope=? AND key=?", (row.scope, row.key))
 
     def delete_scope(self, scope: Scope) -> Removed:
-        """Delete a scope's rows and take them out of its usage; inside a transaction."""
+        """Delete a scope's rows and return what they were; inside a transaction."""
         used = self.usage(scope)
         self._connection.execute("DELETE FROM entry WHERE scope=?", (scope,))
-        self.add_usage(scope, -used.entries, -used.bytes)
         return Removed(entries=used.entries, bytes=used.bytes)
 
     def keep_row(self, row: Row, ended: Ended) -> None:
@@ -186,9 +188,10 @@ class Writer(Snapshot):
             (sums.entries, sums.bytes, sums.kept, sums.kept_bytes, scope),
         )
 
-    def note_write(self, scope: Scope, at_ms: int, by: str) -> None:
-        """Write down who wrote to a scope last; inside a transaction."""
-        self._connection.execute("UPDATE usage SET written_at=?, written_by=? WHERE scope=?", (at_ms, by, scope))
+    def note_write(self, scope: Scope, n: int, size: int, at_ms: int, by: str) -> None:
+        """Add to a scope's usage, and write down who wrote to it last; inside a transaction."""
+        sql = "UPDATE usage SET n=n+?, bytes=bytes+?, written_at=?, written_by=? WHERE scope=?"
+        self._connection.execute(sql, (n, size, at_ms, by, scope))
 
     def note_reads(self, reads: Mapping[tuple[Scope, str], int], by: str) -> None:
         """Write down when entries were last read, and renew those that renew; inside a transaction."""

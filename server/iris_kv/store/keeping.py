@@ -76,8 +76,7 @@ def take_out(cache: OpenCache, kept: Kept, *, revives: bool) -> list[str]:
 def make_room(cache: OpenCache, scope: Scope, quota_bytes: int) -> list[str]:
     """Keep the oldest versions of a scope no longer, until all that it holds is within its quota."""
     writer = cache.index.writer
-    used = writer.usage(scope)
-    over = used.bytes + used.kept_bytes - quota_bytes
+    over = sum(writer.held_bytes(scope)) - quota_bytes
     gone: list[str] = []
     while over > 0 and (oldest := writer.oldest_kept(scope)):
         going: list[Kept] = []

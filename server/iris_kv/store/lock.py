@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LOCK: Final = "lock"
 _RECORD_BYTES: Final = 256
 _OTHER_KERNEL_S: Final = 900
+_SIGN_EVERY_S: Final = 60
 _SHARED_LOOK_S: Final = 0.002
 _LOOK_S: Final = 0.05
 """How often a wait looks whether its task was cancelled: nothing can wake a thread for that."""
@@ -67,8 +68,7 @@ class WriteLock:
                 yield False
                 return
             try:
-                self._refuse_other_kernel(handle)
-                self._sign(_own_record(os.getpid()))
+                self._claim(handle)
                 yield True
             finally:
                 self._release(handle)
@@ -102,16 +102,27 @@ class WriteLock:
         with suppress(OSError):
             os.pwrite(self._handle, record, 0)
 
-    def _refuse_other_kernel(self, handle: int) -> None:
+    def _claim(self, handle: int) -> None:
+        """Write down who holds the lock, unless that stands there since less than a minute."""
+        own, found, age_s = _own_record(os.getpid()), b"", 0.0
+        with suppress(OSError):
+            found = os.pread(handle, _RECORD_BYTES, 0)
+            age_s = abs(time.time() - os.fstat(handle).st_mtime)
+        if found != own:
+            self._refuse_other_kernel(own, found, age_s)
+        if found != own or age_s > _SIGN_EVERY_S:
+            self._sign(own)
+
+    def _refuse_other_kernel(self, own_record: bytes, found: bytes, age_s: float) -> None:
         """Refuse to write while another machine, or a container with a kernel of its own, does: it sees no lock of ours.
 
         One that serves writes at least every eleven minutes, as it collects.
         """
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            other = cast("dict[str, object]", json.loads(os.pread(handle, _RECORD_BYTES, 0)))
-            own = cast("dict[str, object]", json.loads(_own_record(os.getpid())))
+        with suppress(ValueError, KeyError, TypeError):
+            own = cast("dict[str, object]", json.loads(own_record))
+            other = cast("dict[str, object]", json.loads(found))
             is_foreign = other["boot"] != own["boot"] and other["host"] != own["host"]
-            if is_foreign and abs(time.time() - os.fstat(handle).st_mtime) < _OTHER_KERNEL_S:
+            if is_foreign and age_s < _OTHER_KERNEL_S:
                 raise UnavailableError(
                     f"another machine or container, {other['host']}, writes to this cache (process {other['pid']})",
                     "its locks are not seen here, so this side only reads",

@@ -187,6 +187,11 @@ class Queries:
         (found,) = self._fetch("SELECT n, bytes, kept_n, kept_bytes FROM usage WHERE scope=?", (scope,))
         return _usage(found)
 
+    def held_bytes(self, scope: Scope) -> tuple[int, int]:
+        """Return how many bytes a scope's entries have, and what is kept beside them."""
+        (found,) = self._fetch("SELECT bytes, kept_bytes FROM usage WHERE scope=?", (scope,))
+        return found
+
     def summed_usage(self, scope: Scope) -> Usage:
         """Return what a scope holds by adding everything up."""
         both = (f"SELECT count(*), coalesce(sum(size), 0) FROM {table} WHERE scope=?" for table in ("entry", "version"))

@@ -28,6 +28,8 @@ RECOVERY: Final = "recovery.jsonl"
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK: Final = 1 << 20
 
+_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 class RecoveryLog:
     """The append-only log of one store; a write that fails is ignored, as it is only a hint.
@@ -149,7 +151,7 @@ def _put_line(row: Row) -> bytes:
 
 
 def _line(record: dict[str, object]) -> bytes:
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    text = _compact(record).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -166,7 +168,7 @@ def facts_of(row: Row) -> dict[str, object]:
         "ttl": row.ttl,
         "renew": row.renew,
         "version": row.version,
-        "metadata": json.loads(row.metadata),
+        "metadata": json.loads(row.metadata) if row.metadata != "{}" else {},
         "author": row.author,
         "face": row.face,
     }

@@ -38,6 +38,8 @@ class Step(NamedTuple):
     seq: int
     file: str
     now: int
+    by: str
+    """The writer, for the record."""
 
 
 def replace_row(cache: OpenCache, request: PutRequest, content: Content, step: Step) -> tuple[Row, list[str]]:
@@ -58,7 +60,7 @@ def replace_row(cache: OpenCache, request: PutRequest, content: Content, step: S
     before = [each for each in (live, restored, *(one.row for one in kept)) if each is not None]
     row = _new_row(request, content, step, live or restored, 1 + max((each.version for each in before), default=0))
     writer.store_row(row)
-    writer.add_usage(scope, 0 if old else 1, row.size - (old.size if old else 0))
+    writer.note_write(scope, 0 if old else 1, row.size - (old.size if old else 0), step.now, step.by)
     return row, gone + keeping.make_room(cache, scope, request.limits.quota_bytes)
 
 

@@ -207,8 +207,20 @@ def check_schema(connection: sqlite3.Connection) -> None:
         UnavailableError: A newer iris-kv wrote it.
         CorruptError: It is not an index of iris-kv.
     """
+    if _pragma(connection, "application_id") != _APPLICATION_ID:
+        raise damaged_index()
+    check_version(connection)
+
+
+def check_version(connection: sqlite3.Connection) -> None:
+    """Refuse tables that this version does not know.
+
+    Raises:
+        UnavailableError: A newer iris-kv changed them.
+        CorruptError: There are none.
+    """
     version = _pragma(connection, "user_version")
-    if version == 0 or _pragma(connection, "application_id") != _APPLICATION_ID:
+    if version == 0:
         raise damaged_index()
     if version > len(_MIGRATIONS):
         raise UnavailableError(

@@ -10,7 +10,7 @@ import errno
 import os
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from iris_kv.errors import CorruptError, IrisError, QuotaExceededError, UnavailableError
 from iris_kv.model import SCOPES, EntryInfo, Keep, Operation, Removed, Scope
@@ -22,7 +22,7 @@ from iris_kv.store.replacing import Content, Step, replace_row, unlink
 from iris_kv.store.upload import Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from iris_kv.store.cache import OpenCache
     from iris_kv.store.engine import Engine
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _LARGE_BYTES: Final = 65_536
 _NAMES_TRIED: Final = 100
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+_T = TypeVar("_T")
 
 
 class Writing:
@@ -45,7 +47,7 @@ class Writing:
         """Write a value in one go."""
         check_put(request)
         check_size(len(value), request.limits)
-        cache = self._engine.fresh_cache()
+        cache = self._engine.cache()
         self._refuse_early(cache, request, len(value))
         try:
             return self._upload(cache, request, value)
@@ -94,8 +96,7 @@ class Writing:
     def _end_oldest(self, scope: Scope, size: int) -> bool:
         for each in sorted(SCOPES, key=lambda other: other != scope):
             with self._engine.writing() as cache, cache.index.writer.transaction():
-                used = cache.index.writer.usage(each)
-                gone = keeping.make_room(cache, each, used.bytes + used.kept_bytes - size)
+                gone = keeping.make_room(cache, each, sum(cache.index.writer.held_bytes(each)) - size)
             unlink(cache, each, gone)
             if gone:
                 return True
@@ -116,10 +117,10 @@ class Writing:
         """Spare the disk a large value that a look at the index shows to be over the quota."""
         if size < _LARGE_BYTES:
             return
-        used = cache.index.readers.usage(request.scope).bytes
+        used, _ = cache.index.readers.held_bytes(request.scope)
         if used + size > request.limits.quota_bytes:
             with self._engine.writing() as current:
-                self._check_room(current, request, size)
+                self._with_room(current, request.scope, lambda: self._check_room(current, request, size))
 
     def _commit(self, request: PutRequest, upload: Upload) -> EntryInfo:
         sha256 = upload.finish(durable=self._engine.options.durable)
@@ -135,9 +136,23 @@ class Writing:
 
         The write lock must be held, and the files are unlinked once it is not.
         """
-        old = self._check_room(cache, request, content.size)
+        row, gone = self._with_room(cache, request.scope, lambda: self._store(cache, request, content))
+        cache.recovery.append_put(row)
+        return row, gone
+
+    def _with_room(self, cache: OpenCache, scope: Scope, work: Callable[[], _T]) -> _T:
+        """Do some work; where the quota refuses it, do it again without the scope's expired entries."""
+        try:
+            return work()
+        except QuotaExceededError:
+            if not self.remove_expired(cache, (scope,)).entries:
+                raise
+        return work()
+
+    def _store(self, cache: OpenCache, request: PutRequest, content: Content) -> tuple[Row, list[str]]:
         scope, writer = request.scope, cache.index.writer
         with writer.transaction():
+            old = self._check_room(cache, request, content.size)
             now = self._engine.clock.now_ms()
             live = None if old is None or self._engine.notes.is_expired(old, now) else old
             seq, file = self._free_name(cache, request, "create" if live is None else "update", now)
@@ -146,13 +161,10 @@ class Writing:
                 content.place(file)
                 if self._engine.options.durable:
                     os.fsync(cache.folders.scope(scope))
-                row, gone = replace_row(cache, request, content, Step(old, live, seq, file, now))
-                writer.note_write(scope, now, self._engine.by)
+                return replace_row(cache, request, content, Step(old, live, seq, file, now, self._engine.by))
             except BaseException:
                 unlink(cache, scope, [file])
                 raise
-        cache.recovery.append_put(row)
-        return row, gone
 
     def _free_name(self, cache: OpenCache, request: PutRequest, op: Operation, now: int) -> tuple[int, str]:
         """Append to the change feed and return the change's number with the file name that goes with it.
@@ -180,24 +192,17 @@ class Writing:
 
         Raises:
             ConflictError: `if_digest` does not match.
-            QuotaExceededError: There is no room, even without the scope's kept versions and expired entries.
+            QuotaExceededError: There is no room, even without the scope's kept versions.
         """
         scope, writer = request.scope, cache.index.writer
         old = writer.entry(scope, request.key)
-        live = old if old is not None and not self._engine.notes.is_expired(old, self._engine.clock.now_ms()) else None
         if request.if_digest is not None:
-            check_expected(None if live is None else live.info(None), request.if_digest, scope, request.key)
-        used = self._used_by_others(cache, scope, old)
-        if used + size > request.limits.quota_bytes:
-            self.remove_expired(cache, (scope,))
-            old = writer.entry(scope, request.key)
-            used = self._used_by_others(cache, scope, old)
+            is_live = old is not None and not self._engine.notes.is_expired(old, self._engine.clock.now_ms())
+            check_expected(old.info(None) if old and is_live else None, request.if_digest, scope, request.key)
+        used = writer.held_bytes(scope)[0] - (0 if old is None else old.size)
         if used + size > request.limits.quota_bytes:
             raise self._quota_error(cache, request, size, used)
         return old
-
-    def _used_by_others(self, cache: OpenCache, scope: Scope, old: Row | None) -> int:
-        return cache.index.writer.usage(scope).bytes - (0 if old is None else old.size)
 
     def _quota_error(self, cache: OpenCache, request: PutRequest, size: int, used: int) -> QuotaExceededError:
         def named(order: Order) -> str:
@@ -224,8 +229,7 @@ class Writing:
                 seq = writer.add_change(scope, key, "delete", now, self._engine.origin)
                 gone = keeping.keep_deleted(cache, row, keep, seq, now)
                 writer.delete_row(row)
-                writer.add_usage(scope, -1, -row.size)
-                writer.note_write(scope, now, self._engine.by)
+                writer.note_write(scope, -1, -row.size, now, self._engine.by)
             cache.recovery.append_removed("delete", {seq: row})
         unlink(cache, scope, gone)
         return info
@@ -242,7 +246,7 @@ class Writing:
                 seq = writer.add_change(scope, "", "clear", now, self._engine.origin)
                 kept = keeping.keep_cleared(cache, scope, keep, seq, now, files)
                 removed = writer.delete_scope(scope)
-                writer.note_write(scope, now, self._engine.by)
+                writer.note_write(scope, -removed.entries, -removed.bytes, now, self._engine.by)
             cache.recovery.append_clear(seq, scope)
         unlink(cache, scope, (file for file in files if 0 < (names.seq_of(file) or 0) < seq and file not in kept))
         return removed
