@@ -21,6 +21,8 @@ from iris_kv.workspace import Workspace
 
 _COLLECT_EVERY_S: Final = 600
 _WARM_UP_AFTER_S: Final = 1.0
+_CHANCE: Final = random.SystemRandom()
+"""Not the generator that the program around us may have seeded."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Background:
     async def _collect_regularly(self) -> None:
         while True:
             await self._guarded(self._workspace.collect_if_due)
-            await anyio.sleep(_COLLECT_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
+            await anyio.sleep(_COLLECT_EVERY_S * _CHANCE.uniform(0.9, 1.1))
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run a piece of work; the server lives on whatever happens to it, and says each thing once."""

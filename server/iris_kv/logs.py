@@ -71,5 +71,6 @@ def _fields(record: logging.LogRecord) -> dict[str, Field]:
 
 
 def _shown(value: Field) -> str:
-    text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    if not isinstance(value, str):
+        return str(value)
+    return value if _PLAIN.fullmatch(value) else json.dumps(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
@@ -36,8 +37,12 @@ def day_of(at_ms: int) -> str:
 
 def utc_text(at_ms: int) -> str:
     """Return a time as RFC 3339 in UTC with milliseconds, such as `2026-01-02T03:04:05.678Z`."""
-    at = datetime.fromtimestamp(at_ms // 1000, UTC)
-    return f"{at:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
+    return f"{_second_text(at_ms // 1000)}.{at_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _second_text(at_s: int) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 Timestamp = Annotated[int, PlainSerializer(utc_text, return_type=str, when_used="json")]

@@ -188,7 +188,8 @@ class OpenSandboxes(Generic[R]):
         self._idle_ms = idle_s * 1000
         self._rooms: dict[str, _Room[R]] = {}
         self._in_use = 0
-        self._left = anyio.Event()
+        self._left: anyio.Event | None = None
+        """Set when a visitor leaves; None: nobody waits for that."""
         self._is_closing = False
         self._tasks: TaskGroup | None = None
 
@@ -232,13 +233,13 @@ class OpenSandboxes(Generic[R]):
         if self._is_closing:
             raise UnavailableError("the server is shutting down", "it takes no new work", "try again in a moment")
         room = self._rooms.setdefault(sandbox, _Room())
-        # Counted before the lock is taken, so that nobody closes it in between.
+        # Counted before it is looked at, so that nobody closes it in between.
         room.visitors += 1
         try:
-            async with room.lock:
-                if room.resident is None:
-                    room.resident = await self._opened(room, sandbox)
-                resident = room.resident
+            resident = room.resident
+            if resident is None:
+                async with room.lock:
+                    resident = room.resident = room.resident or await self._opened(room, sandbox)
             yield resident
         finally:
             room.visitors -= 1
@@ -276,7 +277,7 @@ class OpenSandboxes(Generic[R]):
         """Wait until one more may be open."""
         with anyio.move_on_after(_FULL_WAIT_S):
             while self._in_use >= self._max_open:
-                left = self._left
+                left = self._next_left()
                 if not await self._close_longest_idle():
                     await left.wait()
             return
@@ -306,7 +307,7 @@ class OpenSandboxes(Generic[R]):
         """Close every sandbox at once: one that waits for another process's lock holds no other up."""
         with anyio.move_on_after(_LEAVING_S):
             while any(room.visitors for room in self._rooms.values()):
-                await self._left.wait()
+                await self._next_left().wait()
         async with anyio.create_task_group() as tasks:
             for sandbox in list(self._rooms):
                 tasks.start_soon(partial(self._close, sandbox, even_visited=True))
@@ -335,8 +336,13 @@ class OpenSandboxes(Generic[R]):
         """Forget a closed sandbox that nobody visits, and wake whoever waits for one to be left."""
         if room.resident is None and not room.visitors and self._rooms.get(sandbox) is room:
             del self._rooms[sandbox]
-        left, self._left = self._left, anyio.Event()
-        left.set()
+        left, self._left = self._left, None
+        if left is not None:
+            left.set()
+
+    def _next_left(self) -> anyio.Event:
+        self._left = self._left or anyio.Event()
+        return self._left
 
 
 async def _run_in(scope: anyio.CancelScope, resident: Resident) -> None:

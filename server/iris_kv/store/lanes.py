@@ -74,11 +74,13 @@ class Lane:
             return True
         return False
 
-    def next_job(self) -> _Job[Any] | None:
-        """Return what is to be done after a piece of work has ended; None: nothing waits."""
+    def next_job(self, queue: SimpleQueue[_Task]) -> _Job[Any] | None:
+        """Return what a thread is to do after a piece of work has ended; None: nothing waits, and it is idle."""
         with self._mutex:
             if self._waiting:
                 return self._waiting.popleft()
+            # First, as otherwise a new thread would be made for work that comes in between.
+            _idle.append(queue)
             self._running -= 1
             return None
 
@@ -173,9 +175,7 @@ def _serve(queue: SimpleQueue[_Task]) -> None:
         while following is not None:
             job = _here.job = following
             job.do()
-            following = lane.next_job()
-            if following is None:
-                _idle.append(queue)
+            following = lane.next_job(queue)
             job.tell()
         # Nothing of it is held while there is nothing to do.
         del lane, job, _here.job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import unquote_plus
 
 import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -100,13 +100,15 @@ class AccessMiddleware:
         """Stand in front of an application."""
         self._app = app
         self._access = access
-        self._shared = CORSMiddleware(
-            self._admit,
-            allow_origins=access.settings.cors_origins,
-            allow_methods=("GET", "HEAD", "POST", "DELETE"),
-            allow_headers=_REQUEST_HEADERS,
-            expose_headers=_ANSWER_HEADERS,
-        )
+        self._shared: ASGIApp = self._admit
+        if access.settings.cors_origins:
+            self._shared = CORSMiddleware(
+                self._admit,
+                allow_origins=access.settings.cors_origins,
+                allow_methods=("GET", "HEAD", "POST", "DELETE"),
+                allow_headers=_REQUEST_HEADERS,
+                expose_headers=_ANSWER_HEADERS,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -264,7 +266,7 @@ def _nothing_there() -> NotFoundError:
 
 def _has_token_in_url(scope: Scope) -> bool:
     query = scope["query_string"].decode("latin-1")
-    names = {name.lower() for name, _ in parse_qsl(query, keep_blank_values=True)}
+    names = {unquote_plus(pair.partition("=")[0]).lower() for pair in query.split("&")}
     url = f"{scope['path']}?{unquote_plus(query)}"
     return bool(names & _TOKEN_PARAMETERS or TOKEN.search(url) or _JWT.search(url))
 

@@ -25,7 +25,15 @@ def build_app(platform: Platform, profile: Profile, access: Access) -> FastAPI:
         async with platform.run(), endpoint.manager.run():
             yield
 
-    app = FastAPI(title="iris-kv", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="iris-kv",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,
+        redirect_slashes=False,
+        # What is measured is ours to say, and no request waits for a look at what else may be installed.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.state.platform = platform
     app.state.endpoint = endpoint
     app.add_middleware(AccessMiddleware, access=access)

@@ -22,7 +22,7 @@ from iris_kv.surfaces.http.rest_answers import SANDBOX_PATTERN
 MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 """Of a body that is read whole, as MCP has it; a larger value is sent raw."""
 
-_CHUNK: Final = 1 << 18
+_CHUNK: Final = 1 << 17
 _FORMS: Final = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -113,7 +113,7 @@ def is_small(request: Request) -> bool:
 
 
 async def chunks_of(request: Request) -> AsyncGenerator[bytes]:
-    """Yield a body in chunks of some 256 KiB, as each is a hop to a thread for the store.
+    """Yield a body in chunks of some 128 KiB, as each is a hop to a thread for the store.
 
     Raises:
         InvalidArgumentError: The client went away before the body was whole.

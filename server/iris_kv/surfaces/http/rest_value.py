@@ -56,7 +56,7 @@ from iris_kv.surfaces.http.rest_conditions import (
 from iris_kv.surfaces.visits import Visit
 from iris_kv.workspace import Workspace
 
-_CHUNK: Final = 1 << 18
+_CHUNK: Final = 1 << 17
 _RAW: Final = "; or, to store the JSON body itself, add raw=true to the query"
 _METADATA_CHARS: Final = 4_096
 _SAFE: Final = {
