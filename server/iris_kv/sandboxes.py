@@ -232,7 +232,9 @@ class OpenSandboxes(Generic[R]):
         """
         if self._is_closing:
             raise UnavailableError("the server is shutting down", "it takes no new work", "try again in a moment")
-        room = self._rooms.setdefault(sandbox, _Room())
+        room = self._rooms.get(sandbox)
+        if room is None:
+            room = self._rooms[sandbox] = _Room()
         # Counted before it is looked at, so that nobody closes it in between.
         room.visitors += 1
         try:
