@@ -37,6 +37,10 @@ LIMITS = Limits(
     keep=Keep(versions=3, deleted_ms=86_400_000),
 )
 RACE_QUOTA = 1 << 20
+ARCHIVE = "archive"
+ARCHIVED = {key: key.encode() * 1000 for key in ("one", "two", "first")}
+"""What an archive of the scope `task` holds."""
+WRITTEN_SINCE = "later"
 BY = Provenance(author="agent", face="mcp")
 
 
@@ -83,6 +87,14 @@ class Teller:
 
     async def collect(self) -> None:
         await self._did(self.store.collect())
+
+    async def restore_archive(self, path: Path) -> None:
+        states = {key: digest_of(value) for key, value in ARCHIVED.items()} | {WRITTEN_SINCE: ABSENT}
+        for key, state in states.items():
+            say("begin", "task", key, state)
+        if await self._did(self.store.restore(path)):
+            for key, state in states.items():
+                say("ack", "task", key, state)
 
     async def _tell(self, scope: Scope, key: str, state: str, work: Awaitable[object]) -> None:
         say("begin", scope, key, state)
@@ -156,6 +168,15 @@ async def create(workspace: Path, manner: str) -> None:
     await store.aclose()
 
 
+async def restore_archive(workspace: Path, manner: str) -> None:
+    """Stop, and once continued replace what is there by an archive."""
+    store = await FileStore.open(workspace, clock=RealClock())
+    tell = Teller(store, dies=manner == "dies")
+    stop()
+    await tell.restore_archive(workspace / ARCHIVE)
+    await store.aclose()
+
+
 async def suppressed(work: Awaitable[None]) -> None:
     with suppress(IrisError, IndexError):
         await work
@@ -203,10 +224,11 @@ COMMANDS = {
     "one_of_each": one_of_each,
     "create": create,
     "rebuild": create,
+    "restore_archive": restore_archive,
     "stop_in_lock": stop_in_lock,
     "race": race,
 }
-STOPPING = {"stop_in_lock", "one_of_each", "create", "rebuild"}
+STOPPING = {"stop_in_lock", "one_of_each", "create", "rebuild", "restore_archive"}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from tests.faults.breaking import INDEX, PATIENCE_S, Ledger, Mother
 from tests.faults.conftest import Rounds
-from tests.faults.program import BY, LIMITS, RealClock
+from tests.faults.program import ABSENT, ARCHIVE, ARCHIVED, BY, LIMITS, WRITTEN_SINCE, RealClock
 
 from iris_kv.model import digest_of
 from iris_kv.store.files import FileStore
@@ -103,17 +103,32 @@ class Lane:
         self._made += 1
         self._ledger, self._workspace = Ledger(), self._folder / str(self._made)
         self._workspace.mkdir()
-        if command == "rebuild":
-            asyncio.run(fill_and_lose_index(self._workspace, self._ledger))
+        if command in BEFORE:
+            asyncio.run(BEFORE[command](self._workspace, self._ledger))
 
 
-async def fill_and_lose_index(workspace: Path, ledger: Ledger) -> None:
+async def lose_index(workspace: Path, ledger: Ledger) -> None:
     async with aclosing(await FileStore.open(workspace, clock=RealClock())) as store:
-        for key in ("one", "two", "first"):
-            value = key.encode() * 1000
-            await store.put("task", key, value, content_type="text/plain", limits=LIMITS, provenance=BY)
-            ledger.note(["ack", "task", key, digest_of(value)])
+        await put_all(store, ledger, ARCHIVED)
     (workspace / INDEX).unlink()
+
+
+async def write_since_archive(workspace: Path, ledger: Ledger) -> None:
+    async with aclosing(await FileStore.open(workspace, clock=RealClock())) as store:
+        await put_all(store, ledger, ARCHIVED)
+        await store.back_up(workspace / ARCHIVE)
+        await put_all(store, ledger, {"one": b"newer", WRITTEN_SINCE: b"not archived"})
+        await store.delete("task", "two")
+        ledger.note(["ack", "task", "two", ABSENT])
+
+
+async def put_all(store: FileStore, ledger: Ledger, values: Mapping[str, bytes]) -> None:
+    for key, value in values.items():
+        await store.put("task", key, value, content_type="text/plain", limits=LIMITS, provenance=BY)
+        ledger.note(["ack", "task", key, digest_of(value)])
+
+
+BEFORE = {"rebuild": lose_index, "restore_archive": write_since_archive}
 
 
 class attached:  # noqa: N801 - reads as what it is
@@ -165,7 +180,7 @@ def lanes(needs_strace: None, memory_folder: Path) -> Iterator[list[Lane]]:
 @pytest.fixture(scope="session")
 def counts(lanes: list[Lane]) -> dict[str, Counter[str]]:
     """How often each kind of run makes each call."""
-    return {command: lanes[0].count(command) for command in ("one_of_each", "create", "rebuild")}
+    return {command: lanes[0].count(command) for command in ("one_of_each", "create", *BEFORE)}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -180,8 +195,8 @@ def test_a_broken_call_of_a_writer_loses_nothing(lanes, counts, rounds: Rounds, 
 
 
 @pytest.mark.parametrize("fault", ["killed", "full"])
-@pytest.mark.parametrize("command", ["create", "rebuild"])
-def test_a_broken_call_while_a_cache_is_made_or_rebuilt_loses_nothing(
+@pytest.mark.parametrize("command", ["create", *BEFORE])
+def test_a_broken_call_while_a_cache_is_made_rebuilt_or_restored_loses_nothing(
     lanes, counts, rounds: Rounds, command: str, fault: str
 ) -> None:
     for calls in CALLS.values():

@@ -51,6 +51,7 @@ class Hints:
         """The highest number that any of them has."""
         self.workspace_id = ""
         """The id in a whole manifest; empty: there is none."""
+        self._restoring: list[range] = []
         self._gone: dict[tuple[Scope, str], int] = {}
         self._cleared: dict[Scope, int] = {}
         self._complete: dict[Scope, tuple[int, frozenset[str]]] = {}
@@ -68,6 +69,10 @@ class Hints:
         gone = max(self._gone.get((row.scope, row.key), 0), self._cleared.get(row.scope, 0), unlisted_at)
         return gone if gone >= seq else None
 
+    def is_of_restore(self, file: str) -> bool:
+        """Tell whether a file was placed by a restore, whose index names it if it came to an end."""
+        return any(names.seq_of(file) in numbers for numbers in self._restoring)
+
     def newest(self, scope: Scope) -> Iterator[Row]:
         """Return the newest generation of each key of a scope that was not removed since."""
         newest: dict[str, Row] = {}
@@ -77,7 +82,12 @@ class Hints:
 
     def _note(self, record: dict[str, Any]) -> None:
         seq, scope, key = record.get("seq"), record.get("scope"), record.get("key")
-        if not isinstance(seq, int) or not 0 < seq < MAX_SEQ or scope not in SCOPES:
+        if not isinstance(seq, int) or not 0 < seq < MAX_SEQ:
+            return
+        first = record.get("first")
+        if record.get("op") == "restore" and isinstance(first, int):
+            self._restoring.append(range(first, seq + 1))
+        if scope not in SCOPES:
             return
         self.last_seq = max(self.last_seq, seq)
         if "file" in record:

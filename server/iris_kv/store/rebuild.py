@@ -194,7 +194,8 @@ class _Search:
 
     def contents(self) -> Contents:
         """Decide what is an entry and what is kept as a version."""
-        overtaking = {(row.scope, names.key_hash_of(row.file)): row for row in sorted(self.unnamed, key=seq_of)}
+        written = sorted((row for row in self.unnamed if not self._hints.is_of_restore(row.file)), key=seq_of)
+        overtaking = {(row.scope, names.key_hash_of(row.file)): row for row in written}
         live: dict[tuple[Scope, str], Row] = {}
         for row in chain.from_iterable(self._hints.newest(scope) for scope in SCOPES):
             # A later file that nothing names has the hash of its key in its name: then what is named

@@ -32,7 +32,7 @@ _compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).en
 
 
 class RecoveryLog:
-    """The append-only log of one store; a write that fails is ignored, as it is only a hint.
+    """The append-only log of one store; a write that fails is mostly ignored, as it is only a hint.
 
     The write lock must be held for everything but `size`.
     """
@@ -54,13 +54,24 @@ class RecoveryLog:
         """Add the line of a clear."""
         self._append(_line({"op": "clear", "seq": seq, "scope": scope}))
 
+    def append_restore(self, first: int, last: int) -> None:
+        """Add the line of an archive's restore, whose files have these numbers; this one must not fail.
+
+        Raises:
+            OSError: It did.
+        """
+        self._append_surely(_line({"op": "restore", "first": first, "seq": last}))
+
     def _append(self, lines: bytes) -> None:
         with suppress(OSError):
-            handle = open_or_create(self._folder, RECOVERY, _APPEND)
-            try:
-                _append_whole(handle, lines)
-            finally:
-                os.close(handle)
+            self._append_surely(lines)
+
+    def _append_surely(self, lines: bytes) -> None:
+        handle = open_or_create(self._folder, RECOVERY, _APPEND)
+        try:
+            _append_whole(handle, lines)
+        finally:
+            os.close(handle)
 
     def size(self) -> int:
         """Return the log's length in bytes; 0 if there is none."""

@@ -61,8 +61,11 @@ def _restore(engine: Engine, path: Path) -> Archived:
             if current is not cache:
                 raise _not_whole("the cache was replaced while the archive was read")
             entries = copies.put_in_place(current, engine.clock.now_ms(), engine.origin)
-            _install(current, entries, archive.workspace_id, engine.clock.now_ms())
-            copies.keep()
+            try:
+                _install(current, entries, archive.workspace_id, engine.clock.now_ms())
+            finally:
+                if current.folders.index_identity() not in (None, current.index.identity):
+                    copies.keep()
         engine.fresh_cache()
     return Archived(entries=len(entries), bytes=sum(row.size for row in entries), damaged=())
 
@@ -108,12 +111,14 @@ class _Copies:
     def put_in_place(self, cache: OpenCache, now_ms: int, origin: str) -> list[Row]:
         """Give the values names that were never used; the write lock must be held.
 
-        The numbers in them are used up first, so that a kill leaves files that collection removes.
+        The numbers in them are used up first and logged, so that a kill leaves files that collection
+        removes, and that overtake nothing should the index be lost then.
         """
         writer = cache.index.writer
         with writer.transaction():
             first = writer.last_change() + 1
             writer.skip_changes(len(self._files), now_ms, origin)
+        cache.recovery.append_restore(first, writer.last_change())
         rows: list[Row] = []
         for n, (row, temporary) in enumerate(self._files):
             folder = self._folders.scope(row.scope)

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import quote
 
-from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError
+from iris_kv.errors import BusyError, CorruptError, IrisError, UnavailableError, UncertainError
 from iris_kv.model import SCOPES
 from iris_kv.store import names
 from iris_kv.store.folders import check_regular, create_file
@@ -108,6 +108,9 @@ def replace_index(
         first_seq: The number that the change feed starts with: over each that was ever used here,
             so that no name is used twice.
         fill: Writes the rows, inside the transaction that makes the tables.
+
+    Raises:
+        UncertainError: The new index is in place, but may not survive a power cut.
     """
     temporary = names.TEMP_PREFIX + secrets.token_hex(8)
     os.close(create_file(folder, temporary))
@@ -118,7 +121,6 @@ def replace_index(
             connection.execute("COMMIT")
         _put_aside(folder, aside)
         os.rename(temporary, INDEX, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
     except BaseException as error:
         for name in (temporary, temporary + "-journal"):
             with suppress(OSError):
@@ -126,6 +128,14 @@ def replace_index(
         if isinstance(error, sqlite3.Error):
             raise explained(error) from error
         raise
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        raise UncertainError(
+            f"the new index is in place, but the disk did not confirm it ({error.strerror})",
+            "what was there before is kept aside, and no value was removed",
+            "do the same again once the disk works: that is safe",
+        ) from error
 
 
 def _create_tables(connection: sqlite3.Connection, at_ms: int, workspace_id: str, first_seq: int) -> None:
