@@ -313,6 +313,49 @@ def test_a_put_that_is_cancelled_while_it_waits_for_the_lock_ends_at_once_and_le
     anyio.run(opened, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_cancelled_task_begins_no_other_write(workspace, backend):
+    async def main() -> None:
+        async with aclosing(await FileStore.open(workspace, clock=RealClock(), durable=False)) as store:
+            numbers = itertools.count()
+
+            async def write_for_ever() -> None:
+                for number in numbers:
+                    await put(store, f"k{number}", b"v")
+
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(write_for_ever)
+                    position = (await store.changes(None)).next
+                    await store.wait_for_change(position)
+                    tasks.cancel_scope.cancel()
+            begun = next(numbers)
+            # The last may have been withdrawn before a thread took it.
+            assert begun - 1 <= (await store.usage("task")).entries <= begun
+
+    anyio.run(main, backend=backend)
+
+
+async def test_a_task_that_asyncio_cancels_ends_what_it_began(workspace, open_file_store):
+    async with open_file_store() as store:
+        await put(store, "k", b"old")
+        began = asyncio.Event()
+
+        async def write() -> None:
+            began.set()
+            await put(store, "k", b"new")
+
+        task = asyncio.create_task(write())
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await store.get("task", "k")).value in (b"old", b"new")
+        await put(store, "k", b"newer")
+        assert (await store.get("task", "k")).value == b"newer"
+        assert (await store.verify()).usage_matches
+
+
 async def test_a_forked_child_opens_the_store_for_itself(workspace):
     with running("fork", workspace) as process:
         ended(process)

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from anyio import CancelScope, CapacityLimiter, current_effective_deadline, from_thread, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,8 @@ class Lane:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return await to_thread.run_sync(work, limiter=self._limiter)
+        # What anyio cancels is told at each turn, but not while work that has begun comes to its end.
+        await checkpoint_if_cancelled()
         job = _Job(work, loop)
         self._add(job)
         try:
