@@ -69,7 +69,13 @@ class Lane:
                 self._waiting.append(job)
                 return
             self._running += 1
-        _work(self, job)
+        try:
+            _work(self, job)
+        except BaseException:
+            # No thread can be started; what ends meanwhile is not to wait for one.
+            with self._mutex:
+                self._running -= 1
+            raise
 
     def _withdraw(self, job: _Job[Any]) -> bool:
         with self._mutex, suppress(ValueError):
