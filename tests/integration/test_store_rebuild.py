@@ -405,8 +405,23 @@ async def test_repair_finds_a_row_that_is_not_what_was_written(filled, open_file
     index.close()
     async with open_file_store() as store:
         repair = await store.repair()
-        assert repair.problem == "its row of 'k' in task is not what was written"
+        assert repair.problem == "a row of it is not what was written"
         assert (await store.head("task", "k")).content_type == "text/markdown"
+
+
+@pytest.mark.parametrize(
+    "flip", ["metadata='{}'", "version=77", "created_at=0", "expires_at=1, ttl=60000", "author=''"]
+)
+async def test_what_a_row_says_wrongly_is_not_served(filled, open_file_store, flip):
+    workspace = await filled()
+    async with open_file_store() as store:
+        before = await store.head("task", "k")
+    with sqlite3.connect(workspace / INDEX) as index:
+        index.execute(f"UPDATE entry SET {flip} WHERE key='k'")
+    index.close()
+    async with open_file_store() as store:
+        found = await store.get("task", "k")
+        assert (found.info, found.value) == (before, b"the value of k")
 
 
 async def test_repair_mends_a_wrong_sum(filled, open_file_store):

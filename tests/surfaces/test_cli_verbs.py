@@ -499,7 +499,7 @@ def test_verify_mends_what_is_wrong_with_the_index_if_asked(cli: Cli) -> None:
 
     text = cli("verify", "--repair").text
 
-    assert "the index was made anew, as its row of 'k' in project is not what was written\n" in text
+    assert "the index was made anew, as a row of it is not what was written\n" in text
     assert text.endswith("verified 1 entries (3 B), 0 damaged\n")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from iris_kv.errors import UncertainError
 from iris_kv.model import SCOPES, Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
-from iris_kv.store.queries import ROW, Kept, KeptFor, Queries, Row, Snapshot
+from iris_kv.store.queries import STORED, Kept, KeptFor, Queries, Row, Snapshot, stored
 from iris_kv.store.schema import INDEX, check_version, connect, explained
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
     Guard = Callable[[], AbstractContextManager[None]]
 
-_STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({ROW}) VALUES({','.join('?' * 16)})"
-
-
-_KEPT_ROW: Final = ROW.replace(" accessed_at,", "")
+_STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({STORED}) VALUES({','.join('?' * 17)})"
+_KEPT_ROW: Final = STORED.replace(" accessed_at,", "")
 _KEEP: Final = (
     f"INSERT INTO version({_KEPT_ROW}, seq, replaced_at, op, kept_until)"
     f" SELECT {_KEPT_ROW}, :seq, :at, :op, :until FROM entry WHERE scope=:scope"
@@ -128,7 +126,7 @@ class Writer(Snapshot):
 
     def store_row(self, row: Row) -> None:
         """Insert or replace a row; inside a transaction."""
-        self._connection.execute(_STORE_ROW, row)
+        self._connection.execute(_STORE_ROW, stored(row))
 
     def delete_row(self, row: Row) -> None:
         """Delete a row; inside a transaction."""

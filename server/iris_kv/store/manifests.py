@@ -80,4 +80,5 @@ class Manifests:
         if timer is not None:
             timer.cancel()
             timer.join()
-        self.write(all_sizes=True)
+        with suppress(IrisError):
+            self.write(all_sizes=True)

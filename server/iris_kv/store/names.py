@@ -70,11 +70,6 @@ def value_file(scope: Scope, key: str, seq: int, content_type: str) -> str:
     return f"{slug(key)}__{_key_hash(scope, key)}-{base36(seq)}.{extension(content_type)}"
 
 
-def is_file_of(file: str, scope: Scope, key: str) -> bool:
-    """Tell whether a value file's name is one of a key."""
-    return key_hash_of(file) == _key_hash(scope, key)
-
-
 def key_hash_of(file: str) -> str:
     """Return the hash of the key in a value file's name."""
     return file.rpartition("__")[2][:8]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from iris_kv.model import Activity, Author, Change, EntryInfo, Face, KeptVersion, Provenance, Scope, Usage
 from iris_kv.store.base import MAX_DELETED
-from iris_kv.store.names import is_file_of
 from iris_kv.store.schema import damaged_index
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ ROW: Final = (
     "scope, key, file, content_type, size, sha256, created_at, updated_at, expires_at, accessed_at,"
     " ttl, renew, version, metadata, author, face"
 )
+STORED: Final = ROW + ", crc32"
 _KEPT: Final = (
-    f"SELECT {ROW.replace('accessed_at', 'NULL')}, seq, replaced_at, op, kept_until FROM version WHERE scope=?"
+    f"SELECT {STORED.replace('accessed_at', 'NULL')}, seq, replaced_at, op, kept_until FROM version WHERE scope=?"
 )
-_ENTRY: Final = f"SELECT {ROW} FROM entry WHERE scope=? AND key=?"
-_ROWS: Final = f"SELECT {ROW} FROM entry WHERE scope=? AND key>=? ORDER BY key LIMIT ?"
+_ENTRY: Final = f"SELECT {STORED} FROM entry WHERE scope=? AND key=?"
+_ROWS: Final = f"SELECT {STORED} FROM entry WHERE scope=? AND key>=? ORDER BY key LIMIT ?"
 _NEWEST: Final = (
-    f"SELECT {ROW} FROM entry WHERE scope=? AND substr(key,1,length(?))=? AND (?='' OR substr(key,1,length(?))<>?)"
+    f"SELECT {STORED} FROM entry WHERE scope=? AND substr(key,1,length(?))=? AND (?='' OR substr(key,1,length(?))<>?)"
     " ORDER BY updated_at DESC, key LIMIT ?"
 )
 
@@ -124,14 +125,14 @@ class Queries:
 
     def ranked(self, scope: Scope, order: Order, limit: int) -> list[Row]:
         """Return the first rows of a scope in an order."""
-        sql = f"SELECT {ROW} FROM entry WHERE scope=? ORDER BY {order}, key LIMIT ?"
+        sql = f"SELECT {STORED} FROM entry WHERE scope=? ORDER BY {order}, key LIMIT ?"
         return [_row(row) for row in self._fetch(sql, (scope, limit))]
 
     def expired_rows(self, scopes: Sequence[Scope], due: int, renewable_due: int) -> list[Row]:
         """Return up to 500 rows that expired at or before `due`, or `renewable_due` if reads renew them."""
         marks = ",".join("?" * len(scopes))
         sql = (
-            f"SELECT {ROW} FROM entry WHERE expires_at<=? AND (renew=0 OR expires_at<=?)"
+            f"SELECT {STORED} FROM entry WHERE expires_at<=? AND (renew=0 OR expires_at<=?)"
             f" AND scope IN ({marks}) ORDER BY expires_at LIMIT {PAGE_ROWS}"
         )
         return [_row(row) for row in self._fetch(sql, (due, renewable_due, *scopes))]
@@ -263,23 +264,30 @@ class Snapshot(Queries):
         return self._connection.execute(sql, values).fetchall()
 
 
+def stored(row: Row) -> tuple[object, ...]:
+    """Return the values of the columns `STORED`: the row, and the checksum of what no read changes in it."""
+    return (*row, _checksum(row))
+
+
+def _checksum(row: Row) -> int:
+    lasting = (*row[:5], repr(row.sha256), row.created_at, row.updated_at, *row[10:])
+    return zlib.crc32("\0".join(map(str, lasting)).encode())
+
+
 def _row(values: Sequence[Any]) -> Row:
-    """Return a row, unless its file's name is none of its key: a bit that flipped would pass every other check."""
-    row = _inside(Row._make(values))
-    if not is_file_of(row.file, row.scope, row.key):
-        raise damaged_index()
-    return row
+    """Return a row that is what was stored, and whose file lies in its folder: a clone may bring an index along.
 
-
-def _inside(row: Row) -> Row:
-    """Return a row, unless its file's name leads out of its folder: a clone may bring an index along."""
-    if "/" in row.file or "\0" in row.file:
+    SQLite has no checksums: without this a flipped bit would serve another's value, or other metadata.
+    """
+    row, checksum = Row._make(values[:16]), values[16]
+    is_early = row.ttl is not None and (row.expires_at is None or row.expires_at < row.updated_at + row.ttl)
+    if checksum != _checksum(row) or is_early or "/" in row.file or "\0" in row.file:
         raise damaged_index()
     return row
 
 
 def _kept(values: Sequence[Any]) -> Kept:
-    return Kept(_inside(Row._make(values[:16])), *values[16:])
+    return Kept(_row(values), *values[17:])
 
 
 def _usage(values: Sequence[int]) -> Usage:

@@ -22,7 +22,7 @@ from iris_kv.model import DAY_MS, SCOPES, Damage, Operation, Rebuilt, Scope
 from iris_kv.store import names
 from iris_kv.store.hints import MAX_SEQ, Hints, seq_of
 from iris_kv.store.lanes import check_cancelled
-from iris_kv.store.queries import ROW, Row
+from iris_kv.store.queries import STORED, Row, stored
 from iris_kv.store.recovery import write_manifest
 from iris_kv.store.schema import replace_index
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TELL_EVERY_S: Final = 1.0
-_STORE_ROW: Final = f"INSERT INTO entry({ROW}) VALUES({','.join('?' * 16)})"
+_STORE_ROW: Final = f"INSERT INTO entry({STORED}) VALUES({','.join('?' * 17)})"
 _STORE_VERSION: Final = (
     "INSERT INTO version(scope, key, seq, file, content_type, size, sha256, created_at, updated_at, expires_at,"
-    f" ttl, renew, version, metadata, author, face, replaced_at, op, kept_until) VALUES({','.join('?' * 19)})"
+    f" ttl, renew, version, metadata, author, face, crc32, replaced_at, op, kept_until) VALUES({','.join('?' * 20)})"
 )
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def install(folders: CacheFolders, log: RecoveryLog, contents: Contents, now_ms:
     """Put an index with these contents in the place of the present one; the write lock must be held."""
 
     def fill(connection: sqlite3.Connection) -> None:
-        connection.executemany(_STORE_ROW, contents.entries)
+        connection.executemany(_STORE_ROW, map(stored, contents.entries))
         _store_versions(connection, contents.versions)
         connection.execute(
             "UPDATE usage SET (n, bytes) ="
@@ -121,7 +121,16 @@ def _version_values(version: Version) -> tuple[object, ...]:
     row = version.row
     at_access = Row._fields.index("accessed_at")
     until = None if version.op == "update" else version.replaced_at + DAY_MS
-    return (*row[:2], seq_of(row), *row[2:at_access], *row[at_access + 1 :], version.replaced_at, version.op, until)
+    values = stored(row)
+    return (
+        *row[:2],
+        seq_of(row),
+        *values[2:at_access],
+        *values[at_access + 1 :],
+        version.replaced_at,
+        version.op,
+        until,
+    )
 
 
 def _write_copies(folders: CacheFolders, log: RecoveryLog, contents: Contents) -> None:

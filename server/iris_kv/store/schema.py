@@ -43,7 +43,7 @@ _MIGRATIONS: Final = (
         size INTEGER NOT NULL, sha256 BLOB NOT NULL, created_at INTEGER NOT NULL,
         updated_at INTEGER NOT NULL, expires_at INTEGER, accessed_at INTEGER, ttl INTEGER,
         renew INTEGER NOT NULL, version INTEGER NOT NULL, metadata TEXT NOT NULL,
-        author TEXT NOT NULL, face TEXT NOT NULL, PRIMARY KEY(scope, key)) WITHOUT ROWID;
+        author TEXT NOT NULL, face TEXT NOT NULL, crc32 INTEGER NOT NULL, PRIMARY KEY(scope, key)) WITHOUT ROWID;
     CREATE INDEX entry_expires_at ON entry(expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE usage(
         scope TEXT PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
@@ -57,7 +57,7 @@ _MIGRATIONS: Final = (
         content_type TEXT NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL,
         created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, expires_at INTEGER,
         ttl INTEGER, renew INTEGER NOT NULL, version INTEGER NOT NULL, metadata TEXT NOT NULL,
-        author TEXT NOT NULL, face TEXT NOT NULL, replaced_at INTEGER NOT NULL, op TEXT NOT NULL,
+        author TEXT NOT NULL, face TEXT NOT NULL, crc32 INTEGER NOT NULL, replaced_at INTEGER NOT NULL, op TEXT NOT NULL,
         kept_until INTEGER, PRIMARY KEY(scope, key, seq)) WITHOUT ROWID;
     CREATE INDEX version_seq ON version(scope, seq);
     CREATE INDEX version_kept_until ON version(kept_until) WHERE kept_until IS NOT NULL;

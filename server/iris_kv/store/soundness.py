@@ -1,7 +1,7 @@
 """Tells whether an index can be trusted: its pages, its rows, and what the copies of them say.
 
-SQLite has no checksums, so a flipped bit in a row is seen only where the recovery log or a
-manifest, which have, says something else.
+SQLite has no checksums. Rows of values have one each, which every read checks; that a row is missing is
+seen by SQLite's own look at its pages, or where the recovery log or a manifest name it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def index_problem(cache: OpenCache) -> str | None:
             return "it cannot be read"
         raise told from error
     except (DamagedIndexError, ValueError, TypeError, ArithmeticError):
-        return "it cannot be read"
+        return "a row of it is not what was written"
 
 
 def _problem(cache: OpenCache) -> str | None:
