@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     Guard = Callable[[], AbstractContextManager[None]]
 
+_ACCESSED_AT: Final = Row._fields.index("accessed_at")
 _STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({STORED}) VALUES({','.join('?' * 17)})"
 _KEPT_ROW: Final = STORED.replace(" accessed_at,", "")
-_KEEP: Final = (
-    f"INSERT INTO version({_KEPT_ROW}, seq, replaced_at, op, kept_until)"
-    f" SELECT {_KEPT_ROW}, :seq, :at, :op, :until FROM entry WHERE scope=:scope"
-)
+_KEEP: Final = f"INSERT INTO version({_KEPT_ROW}, seq, replaced_at, op, kept_until)"
+_KEEP_ROW: Final = f"{_KEEP} VALUES({','.join('?' * 20)})"
+_KEEP_SCOPE: Final = f"{_KEEP} SELECT {_KEPT_ROW}, :seq, :at, :op, :until FROM entry WHERE scope=:scope"
 
 
 class Readers(Queries):
@@ -140,7 +140,8 @@ class Writer(Snapshot):
 
     def keep_row(self, row: Row, ended: Ended) -> None:
         """Keep an entry, which is then replaced or deleted; inside a transaction."""
-        self._connection.execute(f"{_KEEP} AND key=:key", {**ended._asdict(), "scope": row.scope, "key": row.key})
+        values = stored(row)
+        self._connection.execute(_KEEP_ROW, (*values[:_ACCESSED_AT], *values[_ACCESSED_AT + 1 :], *ended))
 
     def keep_scope(self, scope: Scope, ended: Ended) -> None:
         """Keep a scope's entries that are not expired, and their versions; inside a transaction."""
@@ -151,7 +152,7 @@ class Writer(Snapshot):
             f" AND key IN (SELECT key FROM entry WHERE scope=:scope AND {live})",
             values,
         )
-        self._connection.execute(f"{_KEEP} AND {live}", values)
+        self._connection.execute(f"{_KEEP_SCOPE} AND {live}", values)
 
     def keep_replaced(self, scope: Scope, key: str, until: int | None) -> None:
         """Have the replaced versions of a key go at a time, or (None) with its entry again; inside a transaction."""

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from iris_kv.store.queries import Kept, Row
 
 
-def keep_replaced(cache: OpenCache, old: Row, kept: Sequence[Kept], keep: Keep, seq: int, now: int) -> list[str]:
-    """Keep a live entry that the change `seq` is about to replace; `kept` is what is kept of its key so far."""
-    replaced = [each for each in kept if each.op == "update"]
+def keep_replaced(cache: OpenCache, old: Row, keep: Keep, seq: int, now: int) -> list[str]:
+    """Keep a live entry that the change `seq` is about to replace, and so many of its versions as may be."""
+    writer = cache.index.writer
     if not keep.versions or not _is_whole(cache, old):
-        return [old.file, *_drop(cache, replaced[keep.versions :])]
-    cache.index.writer.keep_row(old, Ended(seq, now, "update", None))
-    return _drop(cache, replaced[keep.versions - 1 :])
+        return [old.file, *_drop(cache, writer.replaced(old.scope, old.key, keep.versions))]
+    gone = _drop(cache, writer.replaced(old.scope, old.key, keep.versions - 1))
+    writer.keep_row(old, Ended(seq, now, "update", None))
+    return gone
 
 
 def keep_deleted(cache: OpenCache, row: Row, keep: Keep, seq: int, now: int) -> list[str]:

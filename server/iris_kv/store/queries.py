@@ -27,6 +27,10 @@ _KEPT: Final = (
     f"SELECT {STORED.replace('accessed_at', 'NULL')}, seq, replaced_at, op, kept_until FROM version WHERE scope=?"
 )
 _ENTRY: Final = f"SELECT {STORED} FROM entry WHERE scope=? AND key=?"
+_STANDING: Final = (
+    "SELECT bytes, kept_bytes, (SELECT max(version) FROM version WHERE version.scope=?1 AND version.key=?2), entry.*"
+    f" FROM usage LEFT JOIN (SELECT {STORED} FROM entry WHERE scope=?1 AND key=?2) AS entry WHERE usage.scope=?1"
+)
 _ROWS: Final = f"SELECT {STORED} FROM entry WHERE scope=? AND key>=? ORDER BY key LIMIT ?"
 _NEWEST: Final = (
     f"SELECT {STORED} FROM entry WHERE scope=? AND substr(key,1,length(?))=? AND (?='' OR substr(key,1,length(?))<>?)"
@@ -93,6 +97,18 @@ class Kept(NamedTuple):
         return KeptVersion(**info, replaced_at=self.replaced_at, replaced_by=self.op, kept_until=self.until)
 
 
+class Standing(NamedTuple):
+    """What a write finds: the row of its key, and what the scope holds."""
+
+    row: Row | None
+    bytes: int
+    """What the scope's entries have."""
+    kept_bytes: int
+    """What is kept beside them."""
+    last_kept: int
+    """The highest version of the key that is kept; 0: none is."""
+
+
 class Queries:
     """What can be asked of the index; subclasses say over which connection."""
 
@@ -103,6 +119,12 @@ class Queries:
         """Return the row of a key."""
         found = self._fetch(_ENTRY, (scope, key))
         return _row(found[0]) if found else None
+
+    def standing(self, scope: Scope, key: str) -> Standing:
+        """Return all that a write has to know of a key and its scope."""
+        (found,) = self._fetch(_STANDING, (scope, key))
+        used, kept, version, *row = found
+        return Standing(None if row[0] is None else _row(row), used, kept, version or 0)
 
     def rows(self, scope: Scope, after: str, limit: int) -> list[Row]:
         """Return rows in key order whose key is at or behind `after`."""
@@ -146,6 +168,13 @@ class Queries:
     def kept(self, scope: Scope, key: str) -> list[Kept]:
         """Return what is kept of a key, the newest first."""
         return [_kept(row) for row in self._fetch(f"{_KEPT} AND key=? ORDER BY seq DESC", (scope, key))]
+
+    def replaced(self, scope: Scope, key: str, skip: int) -> list[Kept]:
+        """Return the replaced versions of a key but for the newest `skip`, the newest first."""
+        found = self._fetch(
+            f"{_KEPT} AND key=? AND op='update' ORDER BY seq DESC LIMIT -1 OFFSET ?", (scope, key, skip)
+        )
+        return [_kept(row) for row in found]
 
     def oldest_kept(self, scope: Scope) -> list[Kept]:
         """Return the 500 versions of a scope that were replaced or deleted longest ago, the oldest first."""

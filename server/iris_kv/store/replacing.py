@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from iris_kv.store import keeping
-from iris_kv.store.queries import Kept, Row
+from iris_kv.store.queries import Kept, Row, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,9 +32,9 @@ class Content(NamedTuple):
 class Step(NamedTuple):
     """What is known of a write once it is under way."""
 
-    old: Row | None
+    standing: Standing
     live: Row | None
-    """The same, unless it is expired."""
+    """The row that stands there, unless it is expired."""
     seq: int
     file: str
     now: int
@@ -47,21 +47,24 @@ def replace_row(cache: OpenCache, request: PutRequest, content: Content, step: S
 
     Inside a transaction.
     """
-    scope, writer, old, live = request.scope, cache.index.writer, step.old, step.live
+    scope, writer, live = request.scope, cache.index.writer, step.live
+    old, used, kept, last = step.standing
     restored = None if content.restored is None else content.restored.row
     gone: list[str] = []
     if old is not None and live is None:
         gone += [old.file, *keeping.end_versions(cache, old)]
+        last = writer.standing(scope, request.key).last_kept
     if content.restored is not None:
         gone += keeping.take_out(cache, content.restored, revives=live is None)
-    kept = writer.kept(scope, request.key)
     if live is not None:
-        gone += keeping.keep_replaced(cache, live, kept, request.limits.keep, step.seq, step.now)
-    before = [each for each in (live, restored, *(one.row for one in kept)) if each is not None]
-    row = _new_row(request, content, step, live or restored, 1 + max((each.version for each in before), default=0))
+        gone += keeping.keep_replaced(cache, live, request.limits.keep, step.seq, step.now)
+    version = 1 + max(last, live.version if live else 0, restored.version if restored else 0)
+    row = _new_row(request, content, step, live or restored, version)
     writer.store_row(row)
     writer.note_write(scope, 0 if old else 1, row.size - (old.size if old else 0), step.now, step.by)
-    return row, gone + keeping.make_room(cache, scope, request.limits.quota_bytes)
+    if used + kept + row.size > request.limits.quota_bytes:
+        gone += keeping.make_room(cache, scope, request.limits.quota_bytes)
+    return row, gone
 
 
 def _new_row(request: PutRequest, content: Content, step: Step, origin: Row | None, version: int) -> Row:

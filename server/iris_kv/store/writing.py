@@ -17,7 +17,7 @@ from iris_kv.model import SCOPES, EntryInfo, Keep, Operation, Removed, Scope
 from iris_kv.store import keeping, names
 from iris_kv.store.base import GRACE_MS
 from iris_kv.store.checks import PutRequest, check_expected, check_if_digest, check_put, check_size
-from iris_kv.store.queries import PAGE_ROWS, Order, Row
+from iris_kv.store.queries import PAGE_ROWS, Order, Row, Standing
 from iris_kv.store.replacing import Content, Step, replace_row, unlink
 from iris_kv.store.upload import Upload
 
@@ -152,8 +152,8 @@ class Writing:
     def _store(self, cache: OpenCache, request: PutRequest, content: Content) -> tuple[Row, list[str]]:
         scope, writer = request.scope, cache.index.writer
         with writer.transaction():
-            old = self._check_room(cache, request, content.size)
-            now = self._engine.clock.now_ms()
+            standing = self._check_room(cache, request, content.size)
+            old, now = standing.row, self._engine.clock.now_ms()
             live = None if old is None or self._engine.notes.is_expired(old, now) else old
             seq, file = self._free_name(cache, request, "create" if live is None else "update", now)
             # Undone only here: when COMMIT itself fails, the row may be in the log, and the file must stay.
@@ -161,7 +161,7 @@ class Writing:
                 content.place(file)
                 if self._engine.options.durable:
                     os.fsync(cache.folders.scope(scope))
-                return replace_row(cache, request, content, Step(old, live, seq, file, now, self._engine.by))
+                return replace_row(cache, request, content, Step(standing, live, seq, file, now, self._engine.by))
             except BaseException:
                 unlink(cache, scope, [file])
                 raise
@@ -187,22 +187,23 @@ class Writing:
             f"move {file!r} and its like out of .iris/kv-cache/{request.scope} and write again",
         )
 
-    def _check_room(self, cache: OpenCache, request: PutRequest, size: int) -> Row | None:
-        """Return the row to be replaced, after the checks that need the write lock.
+    def _check_room(self, cache: OpenCache, request: PutRequest, size: int) -> Standing:
+        """Return what is to be replaced, after the checks that need the write lock.
 
         Raises:
             ConflictError: `if_digest` does not match.
             QuotaExceededError: There is no room, even without the scope's kept versions.
         """
-        scope, writer = request.scope, cache.index.writer
-        old = writer.entry(scope, request.key)
+        scope = request.scope
+        standing = cache.index.writer.standing(scope, request.key)
+        old = standing.row
         if request.if_digest is not None:
             is_live = old is not None and not self._engine.notes.is_expired(old, self._engine.clock.now_ms())
             check_expected(old.info(None) if old and is_live else None, request.if_digest, scope, request.key)
-        used = writer.held_bytes(scope)[0] - (0 if old is None else old.size)
+        used = standing.bytes - (0 if old is None else old.size)
         if used + size > request.limits.quota_bytes:
             raise self._quota_error(cache, request, size, used)
-        return old
+        return standing
 
     def _quota_error(self, cache: OpenCache, request: PutRequest, size: int, used: int) -> QuotaExceededError:
         def named(order: Order) -> str:

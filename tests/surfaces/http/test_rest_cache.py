@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ async def test_seeding_writes_the_instructions_that_are_served(open_http: OpenHt
         read = await http.value(tags[0], scope="instructions")
 
     assert {f"instructions/{tag}" for tag in tags} <= {*report["written"], *report["unchanged"]}
-    assert read.headers["iris-kv-author"] == "canonical"
+    assert json.loads(read.headers["iris-kv-entry"])["provenance"]["author"] == "canonical"
     assert f"sha256:{served['instructions'][0]['digest'].removeprefix('sha256:')}" == read.headers["etag"].strip('"')
 
 
@@ -314,7 +315,7 @@ async def test_what_rest_writes_mcp_reads_and_the_other_way_round(open_http: Ope
             assert base64.b64decode(blob.blob) == bytes(range(256))  # type: ignore[union-attr]
             read = await http.value("from/mcp")
             assert read.content == "Grüße\n".encode()
-            assert (read.headers["iris-kv-author"], read.headers["iris-kv-face"]) == ("agent", "mcp")
+            assert json.loads(read.headers["iris-kv-entry"])["provenance"] == {"author": "agent", "face": "mcp"}
             digest = binary.json()["digest"]
             await mcp.call("cache_delete", scope="artifacts", key="binary", if_digest=digest)
             assert (await http.value("binary")).status_code == 404

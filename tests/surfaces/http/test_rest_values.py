@@ -94,11 +94,12 @@ async def test_what_is_known_of_an_entry_stands_in_its_headers(open_http: OpenHt
         assert (await http.put("k", b"v", **query)).status_code == 201
         got = await http.value("k")
         head = await http.head(f"{CACHE}/value", params={"scope": "artifacts", "key": "k"})
+        (listed,) = (await http.keys())["entries"]
 
-    assert json.loads(got.headers["iris-kv-metadata"]) == metadata
-    assert got.headers["iris-kv-ttl-ms"] == str(HOUR_MS)
-    assert got.headers["iris-kv-expires-at"] == "2026-01-01T01:00:00.000Z"
-    assert got.headers["iris-kv-version"] == "1"
+    entry = json.loads(got.headers["iris-kv-entry"])
+    assert entry == listed
+    assert (entry["metadata"], entry["ttl_ms"], entry["version"]) == (metadata, HOUR_MS, 1)
+    assert entry["expires_at"] == "2026-01-01T01:00:00.000Z"
     assert "set-cookie" not in got.headers
     assert dict(head.headers) == dict(got.headers)
     assert head.content == b""
@@ -110,7 +111,9 @@ async def test_metadata_too_long_for_a_header_are_told_with_the_keys(open_http: 
         body = {"value": "v", "metadata": metadata}
         await http.post(f"{CACHE}/value", params={"scope": "artifacts", "key": "k"}, json=body)
 
-        assert "iris-kv-metadata" not in (await http.value("k")).headers
+        entry = json.loads((await http.value("k")).headers["iris-kv-entry"])
+        assert entry["key"] == "k"
+        assert "metadata" not in entry
         assert (await http.keys())["entries"][0]["metadata"] == metadata
 
 

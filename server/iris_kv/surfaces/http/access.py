@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus
 import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.authentication import AuthCredentials
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,12 +39,16 @@ _TOKEN_PARAMETERS: Final = frozenset(
 )
 _JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])(?>[A-Za-z0-9_-]*eyJ)[A-Za-z0-9_-]*+\.eyJ[A-Za-z0-9_-]++\.[A-Za-z0-9_-]")
 """Each part is looked at once: one that began at every `eyJ` took seconds for a URL of nothing else."""
+_HARDENING: Final = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+_STORED_HARDENING: Final = (*_HARDENING, (b"content-security-policy", b"default-src 'none'; sandbox"))
+"""A stored value may be a page, and must not speak for this server's origin."""
 _REQUEST_HEADERS: Final = (
     "Authorization", "If-Match", "If-None-Match", "Last-Event-ID", "Mcp-Method", "Mcp-Name", "Mcp-Protocol-Version",
     "Mcp-Session-Id", "Range",
 )  # fmt: skip
 _ANSWER_HEADERS: Final = (
-    "Content-Range", "ETag", "Location", "Mcp-Session-Id", "Retry-After", "WWW-Authenticate", "X-Request-Id",
+    "Content-Range", "ETag", "Iris-Kv-Entry", "Location", "Mcp-Session-Id", "Retry-After", "WWW-Authenticate",
+    "X-Request-Id",
 )  # fmt: skip
 
 
@@ -292,16 +296,13 @@ def _bearer(headers: Headers) -> str | None:
 
 def _hardened(scope: Scope, send: Send) -> Send:
     """Return a sender whose answers a browser takes for what they say they are, and runs nothing of."""
-    is_stored = scope["path"].startswith("/api/sandboxes")
+    hardening = _STORED_HARDENING if scope["path"].startswith("/api/sandboxes") else _HARDENING
 
     async def sender(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers.setdefault("x-content-type-options", "nosniff")
-            headers.setdefault("referrer-policy", "no-referrer")
-            if is_stored:
-                # A stored value may be a page, and must not speak for this server's origin.
-                headers.setdefault("content-security-policy", "default-src 'none'; sandbox")
+            headers = list[tuple[bytes, bytes]](message.get("headers", ()))
+            given = {name for name, _ in headers}
+            message = {**message, "headers": headers + [pair for pair in hardening if pair[0] not in given]}
         await send(message)
 
     return sender

@@ -36,8 +36,9 @@ def build_app(platform: Platform, profile: Profile, access: Access) -> FastAPI:
     )
     app.state.platform = platform
     app.state.endpoint = endpoint
-    app.add_middleware(AccessMiddleware, access=access)
     path = "/sandboxes/{sandbox}/mcp" if platform.is_shared else "/mcp"
     app.router.routes.append(Route(path, endpoint))
     install_rest(app)
+    # The outermost.
+    app.add_middleware(AccessMiddleware, access=access)
     return app

@@ -231,7 +231,7 @@ def install_rest(app: FastAPI) -> None:
     """Add the API, its description and its problems to an application whose state holds the platform."""
     install_problems(app)
     app.add_exception_handler(UnsupportedTypeError, _unsupported)
-    app.router.routes.insert(0, rest_value.served())
+    app.add_middleware(rest_value.ValueOperations, handlers=app.exception_handlers)
     for router in (_cache, rest_history.router, _guidance, _sandboxes):
         app.include_router(router, dependencies=[Depends(unambiguous_query)])
     app.add_api_route(OPENAPI_PATH, _openapi_json, include_in_schema=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from typing import Annotated, Any, Final, TypeVar, cast
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -83,13 +83,11 @@ def asked(request: Request, model: type[_M]) -> _M:
         raise invalid_arguments(error.errors(include_url=False), list(model.model_fields)) from None
 
 
-@asynccontextmanager
-async def visited(request: Request, right: Right, what: str) -> AsyncGenerator[Visit]:
+def visited(request: Request, right: Right, what: str) -> AbstractAsyncContextManager[Visit]:
     """Open the sandbox that a request's path names, for a token with a right; `what` says what needs it."""
     principal = principal_of(request)
     check_right(principal, right, what)
-    async with platform_of(request).visit(principal, request.path_params["sandbox"]) as found:
-        yield found
+    return platform_of(request).visit(principal, request.path_params["sandbox"])
 
 
 def cache_router(*tags: Enum | str) -> APIRouter:

@@ -112,6 +112,18 @@ def is_small(request: Request) -> bool:
     return size is not None and size <= _CHUNK
 
 
+async def whole_body(request: Request) -> bytes:
+    """Return a body that is small.
+
+    Raises:
+        InvalidArgumentError: The client went away before the body was whole.
+    """
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise _cut_off() from None
+
+
 async def chunks_of(request: Request) -> AsyncGenerator[bytes]:
     """Yield a body in chunks of some 128 KiB, as each is a hop to a thread for the store.
 
@@ -133,9 +145,11 @@ async def _parts(request: Request) -> AsyncGenerator[bytes]:
         async for part in request.stream():
             yield part
     except ClientDisconnect:
-        raise InvalidArgumentError(
-            "the body ended before it was whole", "nothing of it was stored", "send it again"
-        ) from None
+        raise _cut_off() from None
+
+
+def _cut_off() -> InvalidArgumentError:
+    return InvalidArgumentError("the body ended before it was whole", "nothing of it was stored", "send it again")
 
 
 async def json_body(request: Request, model: type[_M], *, hint: str = "") -> _M:

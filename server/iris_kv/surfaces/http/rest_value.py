@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import Field
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Send
+from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from iris_kv.errors import InvalidArgumentError
 from iris_kv.json_text import JSON
-from iris_kv.model import EntryInfo, Frozen, Scope, utc_text
+from iris_kv.model import EntryInfo, Frozen, Scope
 from iris_kv.settings import Hours
 from iris_kv.store.base import Reader
 from iris_kv.surfaces.http.problems import problem
@@ -44,6 +45,7 @@ from iris_kv.surfaces.http.rest_bodies import (
     is_small,
     json_body,
     metadata_of,
+    whole_body,
 )
 from iris_kv.surfaces.http.rest_conditions import (
     Span,
@@ -56,9 +58,10 @@ from iris_kv.surfaces.http.rest_conditions import (
 from iris_kv.surfaces.visits import Visit
 from iris_kv.workspace import Workspace
 
+_PATH: Final = re.compile(f"{CACHE_PATH}/value".replace("{sandbox}", "(?P<sandbox>[^/]+)"))
 _CHUNK: Final = 1 << 17
 _RAW: Final = "; or, to store the JSON body itself, add raw=true to the query"
-_METADATA_CHARS: Final = 4_096
+_ENTRY_CHARS: Final = 4_096
 _SAFE: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Disposition": "attachment",
@@ -138,27 +141,18 @@ class _KeptResponse(Response):
 
 
 def _value_headers(info: EntryInfo) -> dict[str, str]:
-    """Return all that is known of an entry as headers; they are ASCII whatever its metadata are."""
-    found = {
+    """Return all that is known of an entry as headers; they are ASCII whatever its key and metadata are."""
+    entry = info.model_dump_json(ensure_ascii=True)
+    if len(entry) > _ENTRY_CHARS:
+        entry = info.model_dump_json(ensure_ascii=True, exclude={"metadata"})
+    return {
         "Content-Type": info.content_type,
         "ETag": etag(info),
         "Cache-Control": "private, no-cache",
         "Accept-Ranges": "bytes",
-        "Iris-Kv-Version": str(info.version),
-        "Iris-Kv-Created-At": utc_text(info.created_at),
-        "Iris-Kv-Updated-At": utc_text(info.updated_at),
-        "Iris-Kv-Author": info.provenance.author,
-        "Iris-Kv-Face": info.provenance.face,
+        "Iris-Kv-Entry": entry.replace("\x7f", "\\u007f"),
         **_SAFE,
     }
-    if info.expires_at is not None:
-        found["Iris-Kv-Expires-At"] = utc_text(info.expires_at)
-    if info.ttl_ms is not None:
-        found["Iris-Kv-Ttl-Ms"] = str(info.ttl_ms)
-    metadata = json.dumps(dict(info.metadata), separators=(",", ":")).replace("\x7f", "\\u007f")
-    if len(metadata) <= _METADATA_CHARS:
-        found["Iris-Kv-Metadata"] = metadata
-    return found
 
 
 def _text(description: str) -> Described:
@@ -169,14 +163,9 @@ _VALUE_HEADERS: Final = {
     **ETAG,
     "Accept-Ranges": _text("`bytes`."),
     "Content-Disposition": _text("`attachment`: a stored page is never shown as one of the API's."),
-    "Iris-Kv-Version": _text("How often the entry was written since it was created, from 1."),
-    "Iris-Kv-Created-At": _text("RFC 3339, UTC."),
-    "Iris-Kv-Updated-At": _text("RFC 3339, UTC."),
-    "Iris-Kv-Expires-At": _text("RFC 3339, UTC; absent: never."),
-    "Iris-Kv-Ttl-Ms": _text("Milliseconds to live since the last write (or read, in task and artifacts)."),
-    "Iris-Kv-Author": _text("`canonical`, `user` or `agent`."),
-    "Iris-Kv-Face": _text("`mcp`, `rest`, `cli`, `library` or `seeder`."),
-    "Iris-Kv-Metadata": _text("JSON in ASCII; left out where it is over 4,096 characters: `GET keys` has it."),
+    "Iris-Kv-Entry": _text(
+        "The entry as `GET keys` has it, as JSON in ASCII; without its metadata where it is over 4,096 characters."
+    ),
 }
 _BYTES: Final[Described] = {"*/*": {"schema": {}}}
 _IF_NONE_MATCH: Final = header("If-None-Match", "304 where the ETag is still this one.", '"sha256:…"')
@@ -329,10 +318,10 @@ async def _write(request: Request, visit: Visit, address: WriteAddress) -> Entry
 
 async def _raw_write(request: Request, workspace: Workspace, declared: str) -> Callable[..., Awaitable[EntryInfo]]:
     """Return what writes a raw body; a small one whole, with one hop to a thread where chunks take four."""
-    chunks, size = chunks_of(request), announced_size(request)
     if is_small(request):
-        return partial(workspace.put, value=b"".join([chunk async for chunk in chunks]), content_type=declared)
-    return partial(workspace.put_chunks, chunks=chunks, content_type=declared, size=size)
+        return partial(workspace.put, value=await whole_body(request), content_type=declared)
+    size = announced_size(request)
+    return partial(workspace.put_chunks, chunks=chunks_of(request), content_type=declared, size=size)
 
 
 def _refuse_beside_json(address: WriteAddress) -> None:
@@ -382,17 +371,32 @@ def undo_text(workspace: Workspace, scope: Scope) -> str | None:
     return f"POST restore, for {hours:g} hours" if hours else None
 
 
-def served() -> Route:
-    """Return the operations as one plain route, as FastAPI's own way to them takes as long as a small value's read."""
-    operations = {method: route.endpoint for route in _operations() for method in route.methods or ()}
+class ValueOperations:
+    """ASGI middleware that answers the operations on one value; FastAPI's way to them takes as long as a small read."""
 
-    async def dispatched(request: Request) -> Response:
-        operation = operations[request.method]
+    def __init__(self, app: ASGIApp, handlers: Mapping[Any, Any]) -> None:
+        """Stand in front of an application; `handlers` answer errors as they do there."""
+        self._app = app
+        routes = [route for route in router.routes if isinstance(route, APIRoute)]
+        self._operations = {method: route.endpoint for route in routes for method in route.methods or ()}
+        # What nobody foresaw is for the application's outermost layer.
+        foreseen = {error: handler for error, handler in handlers.items() if error is not Exception}
+        self._answering = ExceptionMiddleware(self._answer, foreseen)
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        found = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            await self._app(scope, receive, send)
+        else:
+            scope["path_params"] = found.groupdict()
+            await self._answering(scope, receive, send)
+
+    async def _answer(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        operation = self._operations.get(request.method)
+        if operation is None:
+            raise HTTPException(405, headers={"Allow": ", ".join(self._operations)})
         request.state.operation = f"rest:{operation.__name__}"
-        return await operation(request)
-
-    return Route(f"{CACHE_PATH}/value", dispatched, methods=list(operations))
-
-
-def _operations() -> list[APIRoute]:
-    return [route for route in router.routes if isinstance(route, APIRoute)]
+        response = await operation(request)
+        await response(scope, receive, send)

@@ -145,8 +145,8 @@ class HttpServer:
         self.app.router.routes.extend(self.health.routes())
         rate = Buckets(clock, per_s=limits.per_s, burst=2 * limits.per_s)
         guesses = Buckets(clock, per_s=_GUESSES_PER_S, burst=_GUESSES_BURST)
-        # The innermost: it has to know who asks.
-        self.app.user_middleware.append(Middleware(RateLimit, buckets=rate, metrics=metrics))
+        # Behind the gate: it has to know who asks.
+        self.app.user_middleware.insert(1, Middleware(RateLimit, buckets=rate, metrics=metrics))
         known = GuessLimit(self.app, guesses, metrics)
         self.asgi = Observed(Bounded(known, limits.requests, metrics, clock), metrics)
         self._platform = platform
