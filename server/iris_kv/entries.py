@@ -17,6 +17,7 @@ from iris_kv.guidance import Guidance
 from iris_kv.json_text import quoted
 from iris_kv.location import Location
 from iris_kv.model import (
+    SCOPES,
     Archived,
     Clock,
     Entry,
@@ -24,6 +25,7 @@ from iris_kv.model import (
     Face,
     History,
     KeptPage,
+    Limits,
     Page,
     Removed,
     Repair,
@@ -69,6 +71,7 @@ class Entries(Guidance):
             location, settings, self.clock, face=face, create=create, problem=problem, watch=self._watch
         )
         self._one_parser = CapacityLimiter(1)
+        self._limits: Mapping[Scope, Limits] = {scope: settings.limits(scope) for scope in SCOPES}
 
     async def store(self) -> FileStore:
         """Return the open store.
@@ -98,7 +101,7 @@ class Entries(Guidance):
             key,
             value,
             content_type=await self._typed(value, content_type),
-            limits=self.settings.limits(checked),
+            limits=self._limits[checked],
             provenance=principal.provenance,
             ttl_ms=intake.ttl_ms(ttl_hours),
             metadata=intake.check_metadata(metadata),
@@ -138,7 +141,7 @@ class Entries(Guidance):
         """
         checked = intake.check_scope(scope)
         check_access(principal, checked, "write")
-        limits = self.settings.limits(checked)
+        limits = self._limits[checked]
         check_size(size or 0, limits)
         declared = intake.media_type(content_type)
         write = partial(
@@ -242,7 +245,7 @@ class Entries(Guidance):
         checked = intake.check_scope(scope)
         check_access(principal, checked, "delete")
         return await (await self.store()).delete(
-            checked, key, if_digest=intake.check_digest(if_digest), keep=self.settings.limits(checked).keep
+            checked, key, if_digest=intake.check_digest(if_digest), keep=self._limits[checked].keep
         )
 
     async def list(
@@ -278,11 +281,11 @@ class Entries(Guidance):
         """Delete every entry of a scope."""
         checked = intake.check_scope(scope)
         check_access(principal, checked, "clear")
-        return await (await self.store()).clear(checked, keep=self.settings.limits(checked).keep)
+        return await (await self.store()).clear(checked, keep=self._limits[checked].keep)
 
     def undo_hours(self, scope: str) -> float:
         """Return for how many hours what is deleted from a scope can be restored; 0: not at all."""
-        return self.settings.limits(intake.check_scope(scope)).keep.deleted_ms / HOUR_MS
+        return self._limits[intake.check_scope(scope)].keep.deleted_ms / HOUR_MS
 
     async def history(self, scope: str, key: str) -> History:
         """Return what an entry is and which of its versions are kept; see `Store.history`."""
@@ -301,7 +304,7 @@ class Entries(Guidance):
         checked = intake.check_scope(scope)
         check_access(principal, checked, "write")
         return await (await self.store()).restore_entry(
-            checked, key, version, limits=self.settings.limits(checked), if_digest=intake.check_digest(if_digest)
+            checked, key, version, limits=self._limits[checked], if_digest=intake.check_digest(if_digest)
         )
 
     async def verify(self, scope: str | None = None) -> Verification:

@@ -15,7 +15,6 @@ import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
@@ -31,7 +30,7 @@ from pydantic_settings import (
 
 from iris_kv.errors import ForbiddenError, InvalidArgumentError, IrisError
 from iris_kv.http_settings import HttpSettings
-from iris_kv.model import KEEP_NOTHING, SCOPES, Keep, Limits, Scope
+from iris_kv.model import KEEP_NOTHING, Keep, Limits, Scope
 from iris_kv.regular import regular_bytes
 
 Profile = Literal["standard", "full"]
@@ -176,13 +175,6 @@ class Settings(BaseSettings):
 
     def limits(self, scope: Scope) -> Limits:
         """Return what the store enforces for a scope."""
-        return self._limits[scope]
-
-    @cached_property
-    def _limits(self) -> dict[Scope, Limits]:
-        return {scope: self._limits_of(scope) for scope in SCOPES}
-
-    def _limits_of(self, scope: Scope) -> Limits:
         table = cast("SeededScopeSettings", getattr(self.scopes, scope))
         quota_bytes = int(table.quota_mb * MEGABYTE)
         return Limits(

@@ -21,7 +21,6 @@ from iris_kv.model import (
     Clock,
     Face,
     Frozen,
-    Limits,
     Scope,
     Watch,
 )
@@ -244,9 +243,8 @@ class Workspace(Entries):
     async def seed(self, *, force: bool = False) -> SeedReport:
         """Write the library and the prompts into the store; `force` overwrites other sources' too."""
         await self.refresh()
-        limits: dict[Scope, Limits] = {scope: self.settings.limits(scope) for scope in SCOPES}
         labels = [source.label for source in self.sources]
-        return await seed(await self.store(), self.library, self.prompts, limits, labels, force=force)
+        return await seed(await self.store(), self.library, self.prompts, self._limits, labels, force=force)
 
     async def stats(self) -> Stats:
         """Return what the workspace holds."""
@@ -263,7 +261,7 @@ class Workspace(Entries):
 
     async def _scope_stats(self, store: FileStore, scope: Scope) -> ScopeStats:
         usage = await store.usage(scope)
-        limits = self.settings.limits(scope)
+        limits = self._limits[scope]
         return ScopeStats(
             scope=scope,
             entries=usage.entries,

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from iris_kv.errors import UncertainError
 from iris_kv.model import SCOPES, Operation, Removed, Scope
 from iris_kv.store.base import MAX_CHANGES, MAX_COUNTERS
-from iris_kv.store.queries import STORED, Kept, KeptFor, Queries, Row, Snapshot, stored
+from iris_kv.store.queries import (
+    KEEP_ROW,
+    KEPT_ROW,
+    STORED,
+    Kept,
+    KeptFor,
+    Queries,
+    Row,
+    Snapshot,
+    kept_values,
+    stored,
+)
 from iris_kv.store.schema import INDEX, check_version, connect, explained
 
 if TYPE_CHECKING:
@@ -24,12 +35,11 @@ if TYPE_CHECKING:
 
     Guard = Callable[[], AbstractContextManager[None]]
 
-_ACCESSED_AT: Final = Row._fields.index("accessed_at")
 _STORE_ROW: Final = f"INSERT OR REPLACE INTO entry({STORED}) VALUES({','.join('?' * 17)})"
-_KEPT_ROW: Final = STORED.replace(" accessed_at,", "")
-_KEEP: Final = f"INSERT INTO version({_KEPT_ROW}, seq, replaced_at, op, kept_until)"
-_KEEP_ROW: Final = f"{_KEEP} VALUES({','.join('?' * 20)})"
-_KEEP_SCOPE: Final = f"{_KEEP} SELECT {_KEPT_ROW}, :seq, :at, :op, :until FROM entry WHERE scope=:scope"
+_KEEP_SCOPE: Final = (
+    f"INSERT INTO version({KEPT_ROW}, seq, replaced_at, op, kept_until)"
+    f" SELECT {KEPT_ROW}, :seq, :at, :op, :until FROM entry WHERE scope=:scope"
+)
 
 
 class Readers(Queries):
@@ -140,8 +150,7 @@ class Writer(Snapshot):
 
     def keep_row(self, row: Row, ended: Ended) -> None:
         """Keep an entry, which is then replaced or deleted; inside a transaction."""
-        values = stored(row)
-        self._connection.execute(_KEEP_ROW, (*values[:_ACCESSED_AT], *values[_ACCESSED_AT + 1 :], *ended))
+        self._connection.execute(KEEP_ROW, kept_values(row, *ended))
 
     def keep_scope(self, scope: Scope, ended: Ended) -> None:
         """Keep a scope's entries that are not expired, and their versions; inside a transaction."""

@@ -23,6 +23,8 @@ ROW: Final = (
     " ttl, renew, version, metadata, author, face"
 )
 STORED: Final = ROW + ", crc32"
+KEPT_ROW: Final = STORED.replace(" accessed_at,", "")
+KEEP_ROW: Final = f"INSERT INTO version({KEPT_ROW}, seq, replaced_at, op, kept_until) VALUES({','.join('?' * 20)})"
 _KEPT: Final = (
     f"SELECT {STORED.replace('accessed_at', 'NULL')}, seq, replaced_at, op, kept_until FROM version WHERE scope=?"
 )
@@ -296,6 +298,12 @@ class Snapshot(Queries):
 def stored(row: Row) -> tuple[object, ...]:
     """Return the values of the columns `STORED`: the row, and the checksum of what no read changes in it."""
     return (*row, _checksum(row))
+
+
+def kept_values(row: Row, seq: int, replaced_at: int, op: KeptFor, until: int | None) -> tuple[object, ...]:
+    """Return the values of `KEEP_ROW`."""
+    values, at_access = stored(row), Row._fields.index("accessed_at")
+    return (*values[:at_access], *values[at_access + 1 :], seq, replaced_at, op, until)
 
 
 def _checksum(row: Row) -> int:

@@ -18,11 +18,11 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from iris_kv.model import DAY_MS, SCOPES, Damage, Operation, Rebuilt, Scope
+from iris_kv.model import DAY_MS, SCOPES, Damage, Rebuilt, Scope
 from iris_kv.store import names
 from iris_kv.store.hints import MAX_SEQ, Hints, seq_of
 from iris_kv.store.lanes import check_cancelled
-from iris_kv.store.queries import STORED, Row, stored
+from iris_kv.store.queries import KEEP_ROW, STORED, KeptFor, Row, kept_values, stored
 from iris_kv.store.recovery import write_manifest
 from iris_kv.store.schema import replace_index
 
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TELL_EVERY_S: Final = 1.0
 _STORE_ROW: Final = f"INSERT INTO entry({STORED}) VALUES({','.join('?' * 17)})"
-_STORE_VERSION: Final = (
-    "INSERT INTO version(scope, key, seq, file, content_type, size, sha256, created_at, updated_at, expires_at,"
-    f" ttl, renew, version, metadata, author, face, crc32, replaced_at, op, kept_until) VALUES({','.join('?' * 20)})"
-)
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +45,7 @@ class Version(NamedTuple):
 
     row: Row
     replaced_at: int
-    op: Operation
+    op: KeptFor
     """What ended it: `update` or `delete`."""
     ended_by: int
     """The number of the change that removed its key; 0: none that is known."""
@@ -114,23 +110,12 @@ def install(folders: CacheFolders, log: RecoveryLog, contents: Contents, now_ms:
 
 def _store_versions(connection: sqlite3.Connection, versions: Iterable[Version]) -> None:
     """Keep generations as history; inside a transaction."""
-    connection.executemany(_STORE_VERSION, (_version_values(each) for each in versions))
+    connection.executemany(KEEP_ROW, (_version_values(each) for each in versions))
 
 
 def _version_values(version: Version) -> tuple[object, ...]:
-    row = version.row
-    at_access = Row._fields.index("accessed_at")
     until = None if version.op == "update" else version.replaced_at + DAY_MS
-    values = stored(row)
-    return (
-        *row[:2],
-        seq_of(row),
-        *values[2:at_access],
-        *values[at_access + 1 :],
-        version.replaced_at,
-        version.op,
-        until,
-    )
+    return kept_values(version.row, seq_of(version.row), version.replaced_at, version.op, until)
 
 
 def _write_copies(folders: CacheFolders, log: RecoveryLog, contents: Contents) -> None:
