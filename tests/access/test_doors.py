@@ -136,7 +136,9 @@ async def test_pages_of_this_server_and_of_configured_origins_are_let_in(open_se
     assert (own.status_code, public.status_code, configured.status_code) == (200, 200, 200)
     assert "access-control-allow-origin" not in own.headers
     assert configured.headers["access-control-allow-origin"] == APP
-    assert "ETag" in configured.headers["access-control-expose-headers"]
+    exposed = configured.headers["access-control-expose-headers"]
+    assert "ETag" in exposed
+    assert "Iris-Kv-Entry" in exposed
     assert "access-control-allow-credentials" not in configured.headers
 
 
