@@ -122,6 +122,7 @@ class EntryInfo(Frozen):
     content_type: str
     created_at: Timestamp
     updated_at: Timestamp
+    """When it was last written; the same as `created_at` only as long as it was never written over."""
     expires_at: Timestamp | None
     """None: never."""
     ttl_ms: int | None

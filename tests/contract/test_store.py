@@ -106,6 +106,19 @@ async def test_an_overwrite_counts_up_and_keeps_the_time_of_creation(open_store,
         assert await store.usage("task") == Usage(entries=1, bytes=4)
 
 
+async def test_only_an_entry_that_was_never_written_over_has_two_times_that_are_one(open_store, put, clock):
+    async with open_store() as store:
+        first, second = [await put(store, "k", value, ttl_ms=HOUR_MS) for value in (b"one", b"two")]
+        found = (await store.get("task", "k")).info
+        await store.delete("task", "k")
+        third = await put(store, "k", b"three")
+
+        assert first.created_at == first.updated_at == clock.at_ms
+        assert (second.updated_at, second.expires_at) == (clock.at_ms + 1, clock.at_ms + 1 + HOUR_MS)
+        assert found == second
+        assert third.created_at == third.updated_at == clock.at_ms
+
+
 async def test_a_clock_that_was_set_back_stops_nothing(open_store, put, clock):
     async with open_store() as store:
         await put(store, "k", b"one", ttl_ms=HOUR_MS)
@@ -925,7 +938,7 @@ async def test_what_expired_is_not_kept(open_store, put, clock):
         await put(store, "k", b"one", keep=KEPT)
         await put(store, "k", b"two", ttl_ms=HOUR_MS, keep=KEPT)
         await put(store, "over", b"one", ttl_ms=HOUR_MS, keep=KEPT)
-        clock.move(HOUR_MS)
+        clock.move(HOUR_MS + 1)
         assert await versions_of_nothing(store, "k") == "expired"
         with pytest.raises(NotFoundError, match="nothing is kept"):
             await store.restore_entry("task", "k", 1, limits=limits_of())

@@ -275,6 +275,11 @@ def oldest_counted_day(now_ms: int) -> str:
     return day_of(now_ms - (COUNTER_DAYS - 1) * DAY_MS)
 
 
+def write_time(now_ms: int, created_at: int | None) -> int:
+    """Return when a write happens: what writes over an entry never does so in the millisecond that made it."""
+    return now_ms + (now_ms == created_at)
+
+
 def not_found(scope: Scope, key: str) -> NotFoundError:
     """Return the error for an entry that is not there."""
     return NotFoundError(

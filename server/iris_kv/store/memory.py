@@ -42,6 +42,7 @@ from iris_kv.store.base import (
     no_version,
     not_found,
     oldest_counted_day,
+    write_time,
 )
 from iris_kv.store.checks import Listing, PutRequest, check_expected, check_if_digest, check_page, check_put, check_size
 from iris_kv.store.memory_versions import Held, MemoryVersions, is_over
@@ -130,6 +131,7 @@ class MemoryStore:
         ]
         if old is not None:
             self._versions.replace(old, limits.keep, now)
+        at = write_time(now, origin.info.created_at if origin else None)
         info = EntryInfo(
             scope=scope,
             key=key,
@@ -137,8 +139,8 @@ class MemoryStore:
             size=len(data),
             content_type=request.content_type,
             created_at=origin.info.created_at if origin else now,
-            updated_at=now,
-            expires_at=None if ttl is None else now + ttl,
+            updated_at=at,
+            expires_at=None if ttl is None else at + ttl,
             ttl_ms=ttl,
             version=1 + max((each.info.version for each in before), default=0),
             metadata=dict(request.metadata),

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from iris_kv.store import keeping
+from iris_kv.store.base import write_time
 from iris_kv.store.queries import Kept, Row, Standing
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def replace_row(cache: OpenCache, request: PutRequest, content: Content, step: S
 
 
 def _new_row(request: PutRequest, content: Content, step: Step, origin: Row | None, version: int) -> Row:
-    ttl, now = request.effective_ttl_ms, step.now
+    ttl, now = request.effective_ttl_ms, write_time(step.now, origin and origin.created_at)
     return Row(
         scope=request.scope,
         key=request.key,

@@ -105,8 +105,10 @@ async def test_what_is_known_of_an_entry_stands_in_its_headers(open_http: OpenHt
     assert head.content == b""
 
 
-async def test_metadata_too_long_for_a_header_are_told_with_the_keys(open_http: OpenHttp) -> None:
-    metadata = {"k": "é" * 2_000}
+@pytest.mark.parametrize("metadata", [{"k": "é" * 2_000}, {"k": "\x7f" * 3_600}])
+async def test_metadata_too_long_for_a_header_are_told_with_the_keys(
+    open_http: OpenHttp, metadata: dict[str, str]
+) -> None:
     async with open_http() as http:
         body = {"value": "v", "metadata": metadata}
         await http.post(f"{CACHE}/value", params={"scope": "artifacts", "key": "k"}, json=body)
@@ -174,6 +176,23 @@ async def test_a_write_with_an_etag_happens_only_over_it(open_http: OpenHttp) ->
         assert (await http.put("k", b"3", headers={"If-Match": f'"x", {etag(b"2")}'})).status_code == 200
         assert (await http.put("k", b"4", headers={"If-Match": "*"})).status_code == 200
         assert (await http.value("k")).content == b"4"
+
+
+async def test_a_write_is_told_as_one_whatever_it_pushed_out_or_expires_at_once(open_http: OpenHttp) -> None:
+    half = b"v" * 600_000
+    settings = Settings(durability="fast", scopes=ScopesSettings(artifacts=ScopeSettings(quota_mb=1, ttl_hours=1)))
+    async with open_http(settings=settings) as http:
+        statuses = [(await http.put("k", text)).status_code for text in (b"1", b"2")]
+        await http.delete(f"{CACHE}/value", params={"scope": "artifacts", "key": "k"})
+        again = await http.put("k", half)
+        await http.delete(f"{CACHE}/value", params={"scope": "artifacts", "key": "k"})
+        # There is no room for what was deleted beside it, so that nothing is kept when it is answered.
+        pushing = await http.put("k", half + b"+", ttl_hours=1e-9)
+
+    assert statuses == [201, 200]
+    assert (again.status_code, pushing.status_code) == (201, 201)
+    assert "location" in again.headers
+    assert "location" in pushing.headers
 
 
 async def test_a_write_only_if_absent_happens_once(open_http: OpenHttp) -> None:
@@ -359,6 +378,25 @@ async def test_a_body_that_cannot_be_right_is_refused(
         assert (await http.keys())["entries"] == []
 
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ([("Content-Type", "a/b"), ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")], "'identity, gzip'"),
+        ([("Content-Type", "text/plain"), ("Content-Type", "text/html")], "'text/plain, text/html'"),
+    ],
+)
+async def test_no_line_of_a_header_that_comes_twice_is_overlooked(
+    open_http: OpenHttp, headers: list[tuple[str, str]], says: str
+) -> None:
+    async with open_http() as http:
+        query = {"scope": "artifacts", "key": "k"}
+        answer = await http.post(f"{CACHE}/value", params=query, content=b"v", headers=headers)
+        assert (await http.keys())["entries"] == []
+
+    assert answer.status_code == 415
     assert says in answer.json()["detail"]
 
 

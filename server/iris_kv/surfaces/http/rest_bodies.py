@@ -70,14 +70,14 @@ def declared_type(request: Request) -> str:
     Raises:
         UnsupportedTypeError: There is none, it is malformed, or a form's; or the body is encoded, such as compressed.
     """
-    coding = request.headers.get("content-encoding", "identity")
-    if coding.strip().lower() != "identity":
+    codings = request.headers.getlist("content-encoding")
+    if any(each.strip().lower() != "identity" for each in codings):
         raise UnsupportedTypeError(
-            f"the header Content-Encoding is {coding[:200]!r}",
+            f"the header Content-Encoding is {', '.join(codings)[:200]!r}",
             "a value is stored as it comes, and nothing would tell its readers to decode it",
             "send it plain; what is to be stored compressed has a type of its own, such as application/gzip",
         )
-    given = request.headers.get("content-type", "")
+    given = ", ".join(request.headers.getlist("content-type"))
     try:
         declared = intake.media_type(given)
     except InvalidArgumentError:

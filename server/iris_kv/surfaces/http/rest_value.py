@@ -142,17 +142,22 @@ class _KeptResponse(Response):
 
 def _value_headers(info: EntryInfo) -> dict[str, str]:
     """Return all that is known of an entry as headers; they are ASCII whatever its key and metadata are."""
-    entry = info.model_dump_json(ensure_ascii=True)
+    entry = _ascii(info.model_dump_json(ensure_ascii=True))
     if len(entry) > _ENTRY_CHARS:
-        entry = info.model_dump_json(ensure_ascii=True, exclude={"metadata"})
+        entry = _ascii(info.model_dump_json(ensure_ascii=True, exclude={"metadata"}))
     return {
         "Content-Type": info.content_type,
         "ETag": etag(info),
         "Cache-Control": "private, no-cache",
         "Accept-Ranges": "bytes",
-        "Iris-Kv-Entry": entry.replace("\x7f", "\\u007f"),
+        "Iris-Kv-Entry": entry,
         **_SAFE,
     }
+
+
+def _ascii(json_text: str) -> str:
+    """Return JSON that may stand in a header: the one control character that JSON leaves as it is, escaped."""
+    return json_text.replace("\x7f", "\\u007f")
 
 
 def _text(description: str) -> Described:
@@ -289,16 +294,7 @@ async def post_value(request: Request) -> Response:
     address = asked(request, WriteAddress)
     async with visited(request, "kv:write", "writing") as visit:
         info = await _write(request, visit, address)
-        created = await _is_new(visit.workspace, info)
-    return _written(request.path_params["sandbox"], info, created=created)
-
-
-async def _is_new(workspace: Workspace, info: EntryInfo) -> bool:
-    """Tell whether a write made the entry, whose numbers go on behind what is kept of a deleted one."""
-    if info.version == 1 or info.created_at != info.updated_at:
-        return info.version == 1
-    kept = (await workspace.history(info.scope, info.key)).kept
-    return bool(kept) and kept[0].replaced_by != "update"
+    return _written(request.path_params["sandbox"], info)
 
 
 async def _write(request: Request, visit: Visit, address: WriteAddress) -> EntryInfo:
@@ -333,12 +329,13 @@ def _refuse_beside_json(address: WriteAddress) -> None:
         )
 
 
-def _written(sandbox: str, info: EntryInfo, *, created: bool) -> Response:
+def _written(sandbox: str, info: EntryInfo) -> Response:
     headers = {"ETag": etag(info), "Cache-Control": "no-store"}
-    if created:
+    is_new = info.created_at == info.updated_at
+    if is_new:
         address = urlencode({"scope": info.scope, "key": info.key})
         headers["Location"] = f"/api/sandboxes/{sandbox}/kv-cache/value?{address}"
-    return Response(info.model_dump_json(), 201 if created else 200, headers, JSON)
+    return Response(info.model_dump_json(), 201 if is_new else 200, headers, JSON)
 
 
 @router.delete(
