@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 HOUR_MS = 3_600_000
 AT = "2026-01-01T00:00:00.000Z"
+OVER = "2026-01-01T00:00:00.001Z"
+"""When something is written over what was written then; never in the same millisecond."""
 LATER = "2026-01-02T00:00:00.000Z"
 OFF = Settings(durability="fast", history=HistorySettings(versions=0, deleted_hours=0))
 
@@ -24,9 +26,9 @@ async def value_of(session: LocalSession, key: str) -> bytes:
     return (await session.workspace.get("task", key)).value
 
 
-def told(number: int, value: bytes, how: str) -> str:
+def told(number: int, value: bytes, how: str, at: str = AT) -> str:
     digest = short_digest(digest_of(value))
-    facts = f"{len(value)} bytes text/plain digest={digest} written {AT} by agent via mcp"
+    facts = f"{len(value)} bytes text/plain digest={digest} written {at} by agent via mcp"
     return f"version {number}: {facts}, {how}"
 
 
@@ -40,13 +42,16 @@ async def test_a_write_is_undone(era: Era, open_server: Open, clock: Clock) -> N
 
         assert before.splitlines() == [
             '"k" in task, newest first:',
-            told(2, b"two!", "live"),
+            told(2, b"two!", "live", OVER),
             told(1, b"one", f"replaced {AT}"),
         ]
         assert restored.startswith(f'stored "k" 3 bytes text/plain digest={short_digest(digest_of(b"one"))} expires=')
         assert await value_of(session, "k") == b"one"
         assert (await session.workspace.head("task", "k")).metadata == {"n": "one"}
-        assert after.splitlines()[1:] == [told(3, b"one", "live"), told(2, b"two!", f"replaced {AT}")]
+        assert after.splitlines()[1:] == [
+            told(3, b"one", "live", OVER),
+            told(2, b"two!", f"replaced {AT}", OVER),
+        ]
 
 
 async def test_a_deletion_is_undone_within_its_time(era: Era, open_server: Open, clock: Clock) -> None:
