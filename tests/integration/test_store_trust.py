@@ -21,6 +21,7 @@ import pytest
 
 from iris_kv.errors import CorruptError, ForbiddenError, IrisError, NotFoundError, UnavailableError
 from iris_kv.model import Limits, Provenance, Removed
+from iris_kv.store import manifests
 from iris_kv.store.files import FileStore
 
 if TYPE_CHECKING:
@@ -502,6 +503,19 @@ def fill_up(path: Path) -> None:
     with path.open("ab", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(4096))
+
+
+async def test_a_store_is_closed_once_no_manifest_is_being_written(workspace: Path, monkeypatch) -> None:
+    monkeypatch.setattr(manifests, "_AT_LEAST_S", 0.0)
+    limits = Limits(quota_bytes=10**6, max_value_bytes=10**5, ttl_ms=None, renew=False)
+    by = Provenance(author="agent", face="mcp")
+    for n in range(40):
+        store = await FileStore.open(workspace, clock=RealClock(), durable=False)
+        await store.put("task", f"k{n}", b"v", content_type="text/plain", limits=limits, provenance=by)
+        await store.aclose()
+
+    # What is raised in the thread of the timer fails the test by itself.
+    assert '"k39"' in (workspace / CACHE / "task/.index.json").read_text()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ class Manifests:
         self._took_s = 0.0
         self._is_closed = False
         self._mutex = threading.Lock()
+        self._writing = threading.Lock()
+        """Held by the timer's thread from before it looks whether this is closed until it is done."""
 
     def mark_stale(self, *scopes: Scope) -> None:
         """Note that manifests lag behind, and have them written a little later."""
@@ -45,10 +47,13 @@ class Manifests:
                 self._timer.start()
 
     def _on_timer(self) -> None:
-        with self._mutex:
-            self._timer = None
-        with suppress(IrisError):
-            self.write(all_sizes=False)
+        with self._writing:
+            with self._mutex:
+                self._timer = None
+                if self._is_closed:
+                    return
+            with suppress(IrisError):
+                self.write(all_sizes=False)
 
     def write(self, *, all_sizes: bool) -> None:
         """Write the manifests that lag behind; those of over 5,000 entries only with `all_sizes`.
@@ -80,5 +85,6 @@ class Manifests:
         if timer is not None:
             timer.cancel()
             timer.join()
-        with suppress(IrisError):
+        # One that fired before may still be at it, and what it writes to is closed next.
+        with self._writing, suppress(IrisError):
             self.write(all_sizes=True)
